@@ -1,0 +1,88 @@
+# Everything a developer runs. Each target brings what it needs; a second run does only what changed.
+#
+# Needs Python >= 3.11, a C++ compiler and make. The environment is .venv: Lattice as an editable install (a path entry for
+# src/), the development tools, and cmake and ninja, so the machine's own do not matter. The native core is built by CMake
+# in build/native, which links the libraries straight into src/lattice/backends/cpu, where the loader finds them in a
+# wheel too. An edit of Python needs nothing; after an edit of C++ any target below rebuilds what depends on it.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+
+# The first Python that is new enough; override with make PYTHON=/path/to/python.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+CMAKE := $(CURDIR)/$(BIN)/cmake
+GENERATOR := -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+
+.PHONY: help setup native demo test check lint types sizes rules warnings wheel bench format clean
+
+help:  ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(VENV)/.stamp: pyproject.toml Makefile
+	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; name it with make PYTHON=..." >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+build/native/.stamp: $(VENV)/.stamp
+	$(CMAKE) -S . -B build/native $(GENERATOR) -DLATTICE_INPLACE=ON >/dev/null
+	@touch $@
+
+# Always asks ninja, which knows every header and also sees files that came or went.
+native: build/native/.stamp
+	@$(CMAKE) --build build/native -- --quiet
+
+setup: native  ## the environment and the native core
+
+demo: setup  ## embed, compare and chat on real models
+	$(BIN)/python examples/demo.py
+
+test: setup  ## all tests, real models included; PYTEST_ARGS='-k name' narrows
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+check: lint types sizes rules warnings  ## style, types, sizes, import direction, public names, C++ warnings
+
+lint: $(VENV)/.stamp
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet || { $(BIN)/ruff format --check; exit 1; }
+
+types: $(VENV)/.stamp
+	$(BIN)/mypy
+
+sizes: $(VENV)/.stamp  ## lines of every source file against the budgets
+	$(BIN)/python tools/sizes.py
+
+rules: $(VENV)/.stamp
+	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_public.py
+
+# All targets of this processor family, also those that it cannot run, optimised (many warnings need the optimiser).
+warnings: $(VENV)/.stamp
+	@$(CMAKE) -S . -B build/warnings $(GENERATOR) -DLATTICE_WERROR=ON -DLATTICE_RUNNER=ON >/dev/null
+	$(CMAKE) --build build/warnings -- --quiet
+
+wheel: $(VENV)/.stamp  ## the wheel that users install, built from nothing and checked
+	rm -rf build/wheel
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(BIN)/python tools/wheel.py build/wheel
+
+bench: setup  ## speed beside the rivals; BENCH_ARGS is handed on
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m benches $(BENCH_ARGS)
+
+format: $(VENV)/.stamp  ## rewrite Python files in the one format
+	$(BIN)/ruff check --quiet --fix
+	$(BIN)/ruff format
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f src/lattice/backends/cpu/*.so src/lattice/backends/cpu/*.dylib src/lattice/backends/cpu/*.dll
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

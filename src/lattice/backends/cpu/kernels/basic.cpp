@@ -1,0 +1,46 @@
+// add, mul and take_rows: the plain element and row movements.
+#include <algorithm>
+#include <cstring>
+
+#include "kernel.h"
+#include "simd.h"
+
+namespace lattice {
+
+static int64_t bytes_of(DType dtype) { return dtype == DType::f16 || dtype == DType::bf16 ? 2 : dtype == DType::i64 ? 8 : 4; }
+
+// z[i] = value(x[i], y[i]) over all values of tensors 0 and 1 into tensor 2. Values have no neighbours, so where a
+// range begins changes no bit; ranges are large, so one row is one thread's work.
+template <class Value> static void elementwise(Call& call, Value&& value) {
+  const float *x = call.data<float>(0), *y = call.data<float>(1);
+  float* z = call.data<float>(2);
+  call.tiles(call.rows(0) * call.width(0), 16384, [&](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) store(z + i, value(load(x + i), load(y + i)));
+    const int rest = int(end - i);
+    if (rest) store_n(z + i, value(load_n(x + i, rest), load_n(y + i, rest)), rest);
+  });
+}
+
+// add(x, y) -> x + y
+KERNEL(add, no_scratch) {
+  elementwise(call, [](vf a, vf b) { return a + b; });
+}
+
+// mul(x, y) -> x * y
+KERNEL(mul, no_scratch) {
+  elementwise(call, [](vf a, vf b) { return a * b; });
+}
+
+// take_rows(x, rows) -> the named rows of x
+KERNEL(take_rows, no_scratch) {
+  const uint8_t* x = call.data<uint8_t>(0);
+  const int32_t* rows = call.data<int32_t>(1);
+  uint8_t* y = call.data<uint8_t>(2);
+  const int64_t bytes = call.width(0) * bytes_of(call.tensor(0).dtype);
+  call.tiles(call.rows(1), std::max<int64_t>(1, 65536 / std::max<int64_t>(1, bytes)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) std::memcpy(y + i * bytes, x + rows[i] * bytes, size_t(bytes));
+  });
+}
+
+}  // namespace lattice

@@ -1,0 +1,213 @@
+// Groups of weight panels times tiles of tokens: the products behind linear.cpp, for every weight dtype.
+//
+// Shapes are chosen by registers: 16 (AVX2) or 32 (AVX-512). Floats keep one accumulator per vector and token, 12 (or 24)
+// of them with the weights loaded once per k and an activation broadcast per token; with few tokens more panels run side
+// by side, so that there are always enough independent chains to hide the latency of fma. Blocks keep an integer and a
+// float accumulator per vector and token, so AVX2 walks the two halves of a panel one after the other.
+#include "linear_tile.h"
+
+#include <type_traits>
+#include <utility>
+
+#include "dot.h"
+#include "tiles.h"
+
+namespace lattice {
+namespace {
+
+constexpr int panel_vectors = panel_rows / lanes;   // vectors that hold a panel's 16 rows: 1 or 2
+constexpr bool wide = lanes == 16;                  // AVX-512
+
+// ---- plain weights, float activations ----------------------------------------------------------------------------
+
+// bf16: k and k + 1 of a row share a 32-bit lane; e picks one.
+LATTICE_INLINE vf load_bf16_pair(const uint8_t* p, int e) {
+#if defined(__AVX512F__)
+  __m512i both = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(e ? _mm512_and_si512(both, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(both, 16))};
+#elif defined(__AVX2__)
+  __m256i both = _mm256_loadu_si256((const __m256i*)p);
+  return {_mm256_castsi256_ps(e ? _mm256_and_si256(both, _mm256_set1_epi32(-65536)) : _mm256_slli_epi32(both, 16))};
+#else
+  const auto* halves = reinterpret_cast<const uint16_t*>(p);
+  return each([&](int i) { return from_bf16(halves[2 * i + e]); });
+#endif
+}
+
+template <DType D> LATTICE_INLINE vf weight(const uint8_t* p, int e) {
+  if constexpr (D == DType::f32) return load(reinterpret_cast<const float*>(p));
+  else if constexpr (D == DType::f16) return load_f16(reinterpret_cast<const uint16_t*>(p));
+  else return load_bf16_pair(p, e);
+}
+
+template <DType D, int P, int T> void multiply_floats(const Product& a) {
+  constexpr int V = P * panel_vectors;
+  constexpr int pair = D == DType::bf16 ? 2 : 1;                          // k in one vector
+  constexpr int bytes = D == DType::f16 ? 2 * panel_rows : 4 * panel_rows;   // of one vector of 16 rows
+  const int64_t panel = panel_bytes(D, a.k);
+  const uint8_t* w[P];
+  const float* x[T];
+  LATTICE_UNROLL
+  for (int p = 0; p < P; p++) w[p] = a.panel + p * panel;
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++) x[t] = reinterpret_cast<const float*>(a.x + t * a.x_stride);
+  vf sum[V][T];
+  LATTICE_UNROLL
+  for (int v = 0; v < V; v++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) sum[v][t] = zero();
+  auto step = [&](int64_t i, int e) __attribute__((always_inline)) {
+    vf value[V];
+    LATTICE_UNROLL
+    for (int v = 0; v < V; v++)
+      value[v] = weight<D>(w[v / panel_vectors] + i / pair * bytes + v % panel_vectors * (bytes / panel_vectors), e);
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) {
+      const vf y = set1(x[t][i + e]);
+      LATTICE_UNROLL
+      for (int v = 0; v < V; v++) sum[v][t] = fma(value[v], y, sum[v][t]);
+    }
+  };
+  int64_t i = 0;
+  for (; i + 2 <= a.k; i += 2) {
+    step(i, 0);
+    if constexpr (pair == 2) step(i, 1);
+    else step(i + 1, 0);
+  }
+  if (i < a.k) step(i, 0);
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++)
+    LATTICE_UNROLL
+    for (int v = 0; v < V; v++) store(a.out + t * a.out_stride + v * lanes, sum[v][t]);
+}
+
+// ---- block weights, quantised activations ------------------------------------------------------------------------
+
+// One block of G vectors of rows times T tokens, added to y[t * y_stride + g * lanes]:
+//   y += integer * (w_scale * d);  q4_1 also: y += w_minimum * (d * sum of q)
+// y is memory or, once inlined, registers: AVX2 has too few of them for both kinds of accumulator from three tokens on.
+template <DType D, int G, int T, class Get, class Set>
+LATTICE_INLINE void add_block(const uint8_t* const (&bytes)[G], const uint8_t* const (&scales)[G],
+                              const Quantised* const (&x)[T], Get&& get, Set&& set) {
+  constexpr bool q8 = D == DType::q8_0;
+  vf whole[G][T], scale[G], minimum[G];
+  if constexpr (q8) dot_q8_0<G, T>(bytes, x, whole);
+  else dot_q4_1<G, T>(bytes, x, whole);
+  LATTICE_UNROLL
+  for (int g = 0; g < G; g++) {
+    scale[g] = load_f16(reinterpret_cast<const uint16_t*>(scales[g]));
+    if constexpr (!q8) minimum[g] = load_f16(reinterpret_cast<const uint16_t*>(scales[g] + 64));
+  }
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++)
+    LATTICE_UNROLL
+    for (int g = 0; g < G; g++) {
+      vf y = fma(whole[g][t], scale[g] * set1(x[t]->d), get(g, t));
+      if constexpr (!q8) y = fma(minimum[g], set1(x[t]->sum), y);
+      set(g, t, y);
+    }
+}
+
+template <DType D, int P, int T> void multiply_blocks(const Product& a) {
+  constexpr bool q8 = D == DType::q8_0;
+  constexpr int tile = q8 ? q8_tile : q4_tile, head = q8 ? 64 : 128, block = q8 ? 512 : 256;
+  constexpr int V = P * panel_vectors, G = wide ? V : panel_vectors;   // vectors in all, and in one integer product
+  constexpr bool in_memory = !wide && V * T > 8 - 2 * (T > 1);
+  const int64_t panel = panel_bytes(D, a.k);
+  const Quantised* x[T];
+  vf sum[V][T];
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++) x[t] = reinterpret_cast<const Quantised*>(a.x + t * a.x_stride);
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++)
+    LATTICE_UNROLL
+    for (int v = 0; v < V; v++) {
+      sum[v][t] = zero();
+      if (in_memory) store(a.out + t * a.out_stride + v * lanes, zero());
+    }
+  for (int64_t b = 0; b < a.k / block_values; b++) {
+    const uint8_t* at = a.panel + b / 2 * tile;
+    const int64_t half = b % 2;
+    LATTICE_UNROLL
+    for (int v = 0; v < V; v += G) {
+      const uint8_t* bytes[G];
+      const uint8_t* scales[G];
+      LATTICE_UNROLL
+      for (int g = 0; g < G; g++) {
+        const uint8_t* base = at + (v + g) / panel_vectors * panel;
+        bytes[g] = base + head + half * block + g % panel_vectors * vector_bytes;
+        scales[g] = base + half * 32 + g % panel_vectors * (2 * lanes);
+      }
+      auto place = [&](int g, int t) __attribute__((always_inline)) { return a.out + t * a.out_stride + (v + g) * lanes; };
+      add_block<D, G, T>(
+          bytes, scales, x,
+          [&](int g, int t) __attribute__((always_inline)) { return in_memory ? load(place(g, t)) : sum[v + g][t]; },
+          [&](int g, int t, vf y) __attribute__((always_inline)) { in_memory ? store(place(g, t), y) : void(sum[v + g][t] = y); });
+    }
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) x[t]++;
+  }
+  if constexpr (!in_memory)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++)
+      LATTICE_UNROLL
+      for (int v = 0; v < V; v++) store(a.out + t * a.out_stride + v * lanes, sum[v][t]);
+}
+
+// ---- which kernel ------------------------------------------------------------------------------------------------
+
+// Most tokens of one call, and panels side by side at T tokens.
+template <DType D> constexpr int tokens_limit() {
+  if (is_block(D)) return wide ? 6 : 4;
+  return wide ? 12 : 6;
+}
+template <DType D> constexpr int panels_for(int T) {
+  if (is_block(D)) return T == 1 ? Q1 : T == 2 ? Q2 : wide ? 2 : 1;
+  if (wide) return T <= 2 ? 8 : T <= 4 ? 4 : 2;
+  return T == 1 ? 4 : T <= 3 ? 2 : 1;
+}
+static_assert(panels_for<DType::f32>(1) <= group_panels);
+
+using Kernel = void (*)(const Product&);
+template <DType D, int P, int T> constexpr Kernel kernel_of() {
+  if constexpr (is_block(D)) return multiply_blocks<D, P, T>;
+  else return multiply_floats<D, P, T>;
+}
+struct Row { Kernel best, single; };
+template <DType D, int... I> const Row& pick(int tokens, std::integer_sequence<int, I...>) {
+  static constexpr Row rows[] = {{kernel_of<D, panels_for<D>(I + 1), I + 1>(), kernel_of<D, 1, I + 1>()}...};
+  return rows[tokens - 1];
+}
+template <DType D> void run(int panels, int tokens, const Product& a) {
+  const Row& row = pick<D>(tokens, std::make_integer_sequence<int, tokens_limit<D>()>());
+  (panels == 1 ? row.single : row.best)(a);
+}
+
+// Call body with the dtype as a constant.
+template <class Body> auto with(DType dtype, Body&& body) {
+  switch (dtype) {
+    case DType::q8_0: return body(std::integral_constant<DType, DType::q8_0>());
+    case DType::q4_1: return body(std::integral_constant<DType, DType::q4_1>());
+    case DType::bf16: return body(std::integral_constant<DType, DType::bf16>());
+    case DType::f16: return body(std::integral_constant<DType, DType::f16>());
+    default: return body(std::integral_constant<DType, DType::f32>());
+  }
+}
+
+}  // namespace
+
+Form form_of(DType weights) { return is_block(weights) ? Form::records : Form::floats; }
+int64_t form_bytes(Form form, int64_t k) {
+  return form == Form::records ? k / block_values * int64_t(sizeof(Quantised)) : form == Form::halves ? round_up(k, 2) * 2 : k * 4;
+}
+int most_tokens(DType weights) {
+  return with(weights, [](auto d) { return tokens_limit<d.value>(); });
+}
+int most_panels(DType weights, int tokens) {
+  return with(weights, [=](auto d) { return panels_for<d.value>(tokens); });
+}
+void multiply(DType weights, int panels, int tokens, const Product& product) {
+  with(weights, [&](auto d) { run<d.value>(panels, tokens, product); });
+}
+
+}  // namespace lattice

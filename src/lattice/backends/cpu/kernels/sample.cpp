@@ -1,0 +1,246 @@
+// sample(logits (R, vocab), sampling) -> tokens (R,): repetition penalty, temperature, top-k, min-p, top-p, draw.
+//
+// The draw walks the tokens in descending order of probability (ties: the lower id first) until the running sum passes
+// u * total, where u is a hash of (seed, position). Nothing is sorted for that: the tokens above a limit are gathered
+// (the limit falls until they hold enough mass, or top_k of them), and the place in their order is found by halving.
+// Weights exp(x - max) of gathered tokens and all sums over tokens are doubles.
+//
+// With as many rows as threads each thread takes whole rows; with fewer, all threads share each row in chunks.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "kernel.h"
+#include "math.h"
+
+namespace lattice {
+namespace {
+
+namespace field {                      // tensors of the record
+enum : int { logits, temperature, top_k, top_p, min_p, repetition, seed, position, history_offsets, history, tokens };
+}
+
+constexpr int64_t chunk = 8192;        // values: 32 KiB, and the unit of the sums whatever the number of threads
+constexpr float lowest = -std::numeric_limits<float>::infinity();
+
+struct Candidate {
+  double weight;
+  float x;                             // the logit after penalty and temperature
+  int32_t id;
+  bool operator<(const Candidate& other) const { return x > other.x || (x == other.x && id < other.id); }
+};
+
+struct ChunkResult {
+  double sum;                          // of the weights that min_p keeps
+  float top;
+  int32_t index;                       // first token with the value `top`
+};
+
+double uniform(int64_t seed_value, int32_t position_value) {
+  uint64_t z = uint64_t(seed_value) + 0x9E3779B97F4A7C15u * (uint64_t(int64_t(position_value)) + 1);
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+  z ^= z >> 31;
+  return double(z >> 40) * 0x1p-24;
+}
+
+// Largest value of x and its first place; not-a-number never wins.
+ChunkResult find_top(const float* x, int64_t begin, int64_t end) {
+  vf tops = set1(lowest);
+  int64_t i = begin;
+  for (; i + lanes <= end; i += lanes) tops = max(load(x + i), tops);
+  float top = reduce_max(tops);
+  for (; i < end; ++i)
+    if (x[i] > top) top = x[i];
+  ChunkResult result{0.0, top, int32_t(begin)};
+  if (top == lowest) return result;
+  for (i = begin; i + lanes <= end && !any(load(x + i) == set1(top)); i += lanes) {}
+  while (!(x[i] == top)) ++i;
+  result.index = int32_t(i);
+  return result;
+}
+
+// One row of the step with its working memory.
+struct Row {
+  const float* source;                 // logits as they came
+  float* x;                            // logits after penalty and temperature
+  Candidate* candidates;
+  ChunkResult* chunks;
+  const int32_t *seen, *seen_end;
+  int64_t vocab, top_k, chunk_count;
+  float temperature, top_p, min_p, repetition;
+  double u;
+  float top = lowest;
+
+  static int64_t bytes(int64_t vocab) {
+    const int64_t floats = (vocab + 15) / 16 * 16;
+    return (floats * int64_t(sizeof(float) + sizeof(Candidate)) + ((vocab + chunk - 1) / chunk) * int64_t(sizeof(ChunkResult)) +
+            63) / 64 * 64;
+  }
+  Row(const Call& call, int64_t row, uint8_t* memory) {
+    auto real = [&](int tensor) { return call.data<float>(tensor)[row]; };
+    vocab = call.width(field::logits);
+    source = call.data<float>(field::logits) + row * vocab;
+    const int64_t floats = (vocab + 15) / 16 * 16;
+    x = reinterpret_cast<float*>(memory);
+    candidates = reinterpret_cast<Candidate*>(x + floats);
+    chunks = reinterpret_cast<ChunkResult*>(candidates + floats);
+    chunk_count = (vocab + chunk - 1) / chunk;
+    const int32_t* offsets = call.data<int32_t>(field::history_offsets) + row;
+    seen = call.data<int32_t>(field::history) + offsets[0];
+    seen_end = seen + (offsets[1] - offsets[0]);
+    temperature = real(field::temperature), top_p = real(field::top_p), min_p = real(field::min_p);
+    repetition = real(field::repetition);
+    top_k = call.data<int32_t>(field::top_k)[row];
+    u = uniform(call.data<int64_t>(field::seed)[row], call.data<int32_t>(field::position)[row]);
+  }
+
+  bool greedy() const { return !(temperature > 0); }
+
+  // First pass: x, its largest value and the place of that.
+  void prepare(int64_t number) {
+    const int64_t begin = number * chunk, end = std::min(vocab, begin + chunk);
+    if (greedy() && repetition == 1.0f) {
+      chunks[number] = find_top(source, begin, end);
+      return;
+    }
+    const vf divisor = set1(greedy() ? 1.0f : temperature);
+    auto clean = [](vf v) { return select(v == v, v, set1(lowest)); };
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) store(x + i, clean(load(source + i)) / divisor);
+    if (i < end) store_n(x + i, clean(load_n(source + i, int(end - i))) / divisor, int(end - i));
+    if (repetition != 1.0f)
+      for (const int32_t* id = seen; id < seen_end; ++id) {
+        if (*id < begin || *id >= end) continue;
+        const float value = source[*id];
+        const float penalised = value > 0 ? value / repetition : value * repetition;
+        x[*id] = (value == value ? penalised : lowest) / (greedy() ? 1.0f : temperature);
+      }
+    chunks[number] = find_top(x, begin, end);
+  }
+
+  int32_t best() {
+    int32_t index = chunks[0].index;
+    top = chunks[0].top;
+    for (int64_t c = 1; c < chunk_count; ++c)
+      if (chunks[c].top > top) top = chunks[c].top, index = chunks[c].index;
+    return index;
+  }
+
+  // Second pass, needed where no top_k bounds the candidates: the mass of all tokens.
+  void weigh(int64_t number) {
+    best();
+    if (greedy() || top_k > 0) return;
+    const int64_t end = std::min(vocab, (number + 1) * chunk);
+    const vf highest = set1(top), least = set1(min_p);
+    auto kept = [&](vf v) {
+      const vf weight = exp(v - highest);
+      return select(weight < least, zero(), weight);
+    };
+    double sum = 0;
+    for (int64_t block = number * chunk; block < end; block += 512) {
+      const int64_t stop = std::min(end, block + 512);
+      vf part = zero();
+      int64_t i = block;
+      for (; i + lanes <= stop; i += lanes) part = part + kept(load(x + i));
+      sum += double(reduce_add(part));
+      for (; i < stop; ++i) {
+        const double weight = std::exp(double(x[i] - top));
+        if (weight >= double(min_p)) sum += weight;
+      }
+    }
+    chunks[number].sum = sum;
+  }
+
+  // All tokens with x >= limit and a weight that min_p keeps; their number and mass.
+  int64_t gather(float limit, double& mass) {
+    int64_t count = 0;
+    mass = 0;
+    auto add = [&](int64_t i) {
+      const double weight = std::exp(double(x[i] - top));
+      if (!(x[i] >= limit) || weight == 0 || weight < double(min_p)) return;
+      candidates[count++] = {weight, x[i], int32_t(i)};
+      mass += weight;
+    };
+    int64_t i = 0;
+    for (; i + lanes <= vocab; i += lanes)
+      for (uint32_t left = ~bits(load(x + i) < set1(limit)) & ((1u << lanes) - 1); left; left &= left - 1)
+        add(i + __builtin_ctz(left));
+    for (; i < vocab; ++i) add(i);
+    return count;
+  }
+
+  int32_t draw() {
+    const int32_t index = best();
+    if (greedy() || !std::isfinite(top)) return index;
+    double total = 0, mass = 0;
+    for (int64_t c = 0; c < chunk_count; ++c) total += chunks[c].sum;
+    const bool cut = top_p < 1.0f;
+    int64_t count = 0;
+    for (float depth : {8.0f, 16.0f, 32.0f, std::numeric_limits<float>::infinity()}) {
+      count = gather(top - depth, mass);
+      if (top_k > 0 ? count >= top_k : mass > total * (cut ? double(top_p) : u)) break;
+    }
+    if (count == 0) return index;       // a min_p above 1
+    if (top_k > 0) {
+      if (count > top_k) {
+        std::nth_element(candidates, candidates + top_k - 1, candidates + count);
+        count = top_k;
+      }
+      total = 0;
+      for (int64_t i = 0; i < count; ++i) total += candidates[i].weight;
+    }
+    if (cut) count = reach(count, total * double(top_p), false, total);
+    const int64_t end = reach(count, total * u, true, mass);
+    return candidates[end - 1].id;
+  }
+
+  // How many of the first `count` candidates, in descending order, it takes until their sum reaches (beyond: exceeds)
+  // the target; at least one. They are moved to the front, the last of them to the place before the returned one.
+  int64_t reach(int64_t count, double target, bool beyond, double& sum) {
+    auto there = [&](double value) { return beyond ? value > target : value >= target; };
+    int64_t begin = 0, end = count;
+    sum = 0;
+    while (end - begin > 32) {
+      const int64_t middle = begin + (end - begin) / 2;
+      std::nth_element(candidates + begin, candidates + middle, candidates + end);
+      double left = 0;
+      for (int64_t i = begin; i < middle; ++i) left += candidates[i].weight;
+      if (there(sum + left)) end = middle;
+      else begin = middle, sum += left;
+    }
+    std::sort(candidates + begin, candidates + end);
+    while (begin < end) {
+      sum += candidates[begin++].weight;
+      if (there(sum)) break;
+    }
+    return begin;
+  }
+};
+
+int64_t sample_scratch(const Record& record, int threads) { return threads * Row::bytes(record.tensor[field::logits].shape[1]); }
+
+}  // namespace
+
+KERNEL(sample, sample_scratch) {
+  const int64_t rows = call.rows(field::logits), bytes = Row::bytes(call.width(field::logits));
+  int32_t* out = call.data<int32_t>(field::tokens);
+  if (rows >= call.threads) {
+    call.tiles(rows, 1, [&](int64_t number, int64_t) {
+      Row row(call, number, call.scratch + call.thread * bytes);
+      for (int64_t c = 0; c < row.chunk_count; ++c) row.prepare(c);
+      for (int64_t c = 0; c < row.chunk_count; ++c) row.weigh(c);
+      out[number] = row.draw();
+    });
+    return;
+  }
+  const int64_t chunks = (call.width(field::logits) + chunk - 1) / chunk;
+  auto row_at = [&](int64_t number) { return Row(call, number, call.scratch + number * bytes); };
+  call.tiles(rows * chunks, 1, [&](int64_t i, int64_t) { row_at(i / chunks).prepare(i % chunks); });
+  call.barrier();
+  call.tiles(rows * chunks, 1, [&](int64_t i, int64_t) { row_at(i / chunks).weigh(i % chunks); });
+  call.barrier();
+  call.tiles(rows, 1, [&](int64_t number, int64_t) { out[number] = row_at(number).draw(); });
+}
+
+}  // namespace lattice

@@ -1,0 +1,230 @@
+"""From a program to packed records: one native call replays them all.
+
+A plan owns its memory: an arena for the values (placed by `program.memory`) and fixed buffers for the inputs, which a
+step overwrites. It refers to weights and state buffers that others own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+
+from lattice.backends._backend import Capacity, Plan
+from lattice.backends.cpu.native import COUNTS, DTYPES, ROWS, Core, Record, Tensor
+from lattice.backends.cpu.weights import CpuWeights, Placed
+from lattice.errors import expected
+from lattice.ops import Symbol
+from lattice.program import Node, Program, place
+from lattice.step import COUNTS as COUNT_NAMES
+from lattice.step import PAGE_TOKENS, Sampling, Step
+
+STORAGE = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16}
+# Enumerations of src/abi.h, for attributes that are words.
+CHOICES = {
+    "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3},
+    "mode": {"mean": 0, "cls": 1, "last": 2},
+    "norm": {None: -1, "rms": 0, "layer": 1},
+}
+
+
+class CpuPlan(Plan):
+    """A compiled program: fixed buffers, packed records, one call."""
+
+    def __init__(
+        self,
+        core: Core,
+        program: Program,
+        weights: CpuWeights | None,
+        capacity: Capacity,
+        state: Mapping[str, np.ndarray],
+        bound: Mapping[str, np.ndarray],
+    ):
+        self.core, self.program, self.capacity = core, program, capacity
+        self.keep = (weights, state, bound)  # what the records point into
+        self.inputs = self._input_buffers(bound)
+        self.layout = place(program, self._bytes)
+        self.arena = core.memory(self.layout.peak)
+        self.limits = dict(_limits(program))
+        self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
+        self.handle = self._build(weights, state)
+        self.counts = np.zeros(3, np.int32)
+
+    # ---- memory ----------------------------------------------------------------------------------------------------
+    def _shape(self, symbol: Symbol) -> tuple[int, ...]:
+        return tuple(self.capacity.size(d) for d in symbol.shape)
+
+    def _bytes(self, symbol: Symbol) -> int:
+        return int(np.prod(self._shape(symbol), dtype=np.int64)) * np.dtype(STORAGE[symbol.dtype]).itemsize
+
+    def _input_buffers(self, bound: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        buffers = {}
+        for symbol in self.program.of_kind("step", "sampling", "input", "constant"):
+            shape, dtype = self._shape(symbol), STORAGE[symbol.dtype]
+            if symbol.name in bound:
+                buffers[symbol.name] = bound[symbol.name]
+            elif symbol.kind == "constant":
+                buffers[symbol.name] = np.ascontiguousarray(self.program.constants[symbol.name], dtype)
+            else:
+                buffers[symbol.name] = np.zeros(shape, dtype)
+        return buffers
+
+    def _output(self, symbol: Symbol) -> np.ndarray:
+        if symbol.kind != "value":
+            raise expected("cpu", "outputs that nodes make", symbol.name)
+        return self.arena.array(self.layout.offsets[id(symbol)], self._shape(symbol), STORAGE[symbol.dtype])
+
+    # ---- records ---------------------------------------------------------------------------------------------------
+    def _build(self, weights: CpuWeights | None, state: Mapping[str, np.ndarray]) -> int:
+        owner = self.program.storage()
+        tensors: list[list[Tensor]] = []
+        for node in self.program.nodes:
+            symbols = [*_flat_arguments(node), *node.outputs]
+            tensors.append([self._tensor(symbol, weights, state, owner) for symbol in symbols])
+        parameters = [_parameters(node) for node in self.program.nodes]
+        records = (Record * len(tensors))()
+        for record, node, arguments, words in zip(records, self.program.nodes, tensors, parameters, strict=True):
+            kernel = self.core.functions.lattice_kernel(node.op.name.encode())
+            if kernel < 0:
+                raise expected("cpu", "ops that have a CPU kernel", node.op.name)
+            record.kernel, record.tensors, record.parameters = kernel, len(arguments), len(words)
+            record.tensor = (Tensor * len(arguments))(*arguments)
+            record.parameter = (ctypes.c_int32 * len(words))(*words)
+        handle = self.core.functions.lattice_plan_new(self.core.pool, records, len(records))
+        if not handle:
+            raise self.core.error("a plan")
+        return handle
+
+    def _tensor(
+        self, symbol: Symbol | None, weights: CpuWeights | None, state: Mapping[str, np.ndarray], owner: dict
+    ) -> Tensor:
+        if symbol is None:
+            return Tensor(None, 0, 0, -1, 0)
+        if symbol.kind == "weight":
+            return _weight_tensor(weights.placed[symbol.name])
+        if symbol.kind == "state":
+            buffer = state[owner[id(symbol)].name]
+            return _describe(buffer.ctypes.data, symbol.dtype, buffer.shape, -1)
+        lead = symbol.shape[0] if symbol.shape else 1
+        count = -1 if isinstance(lead, int) else COUNTS[lead.partition("+")[0]]
+        if symbol.kind == "value":
+            address = self.arena.address + self.layout.offsets[id(symbol)]
+        else:
+            address = self.inputs[symbol.name].ctypes.data
+        return _describe(address, symbol.dtype, self._shape(symbol), count)
+
+    # ---- running ---------------------------------------------------------------------------------------------------
+    def write(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> None:
+        """Copy a step's inputs into the plan's buffers and set its counts; everything is checked here."""
+        given = dict(inputs)
+        for record in (step, sampling):
+            if record is not None:
+                given.update(vars(record))
+        counts: dict[str, int] = {}
+        for symbol in self.program.of_kind("step", "sampling", "input"):
+            value = given.get(symbol.name)
+            if value is not None:
+                self._write(symbol, np.asarray(value), counts)
+        for index, name in enumerate(COUNT_NAMES):
+            self.counts[index] = counts.get(name, 0)
+
+    def _write(self, symbol: Symbol, value: np.ndarray, counts: dict[str, int]) -> None:
+        buffer = self.inputs[symbol.name]
+        if value.ndim != buffer.ndim or any(v > b for v, b in zip(value.shape, buffer.shape, strict=True)):
+            raise expected("cpu", f"{symbol.name} of at most {buffer.shape}", value.shape)
+        limit = self.limits.get(symbol.name)
+        if limit is not None and value.size and not (0 <= value.min() and value.max() < limit):
+            raise expected("cpu", f"{symbol.name} from 0 to {limit - 1}", f"{value.min()} to {value.max()}")
+        lead = symbol.shape[0] if symbol.shape else 0
+        if isinstance(lead, str):
+            name, _, extra = lead.partition("+")
+            count = len(value) - int(extra or 0)
+            if counts.setdefault(name, count) != count:
+                raise expected("cpu", f"{counts[name]} entries of {symbol.name}", count)
+        if value.shape == buffer.shape:
+            buffer[...] = value
+        else:
+            buffer[tuple(slice(0, n) for n in value.shape)] = value
+
+    def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
+        """Run one step and return copies of the outputs."""
+        self.write(step, sampling, **inputs)
+        run_plans([self])
+        return {name: self.output(name).copy() for name in self.outputs}
+
+    def output(self, name: str) -> np.ndarray:
+        """Return a view of an output of the last step; the next step overwrites it."""
+        symbol, buffer = self.program.outputs[name], self.outputs[name]
+        lead = symbol.shape[0]
+        return buffer if isinstance(lead, int) else buffer[: self.counts[COUNTS[lead]]]
+
+    def profile(self) -> list[tuple[Node, float]]:
+        """Run the written step once more and return the seconds of every node."""
+        seconds = np.zeros(len(self.program.nodes), np.float64)
+        pointers = (
+            self.counts.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
+            seconds.ctypes.data_as(ctypes.POINTER(ctypes.c_double)),
+        )
+        if self.core.functions.lattice_plan_profile(self.handle, *pointers) < 0:
+            raise self.core.error("a profiled step")
+        return list(zip(self.program.nodes, seconds.tolist(), strict=True))
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.core.functions.lattice_plan_free(self.handle)
+
+
+def run_plans(plans: Sequence[CpuPlan]) -> None:
+    """Run plans whose inputs are written, one after another, in one native call."""
+    handles = (ctypes.c_void_p * len(plans))(*(plan.handle for plan in plans))
+    counts = (ctypes.c_int32 * (3 * len(plans)))(*(int(n) for plan in plans for n in plan.counts))
+    core = plans[0].core
+    if core.functions.lattice_plan_run(handles, counts, len(plans)) < 0:
+        raise core.error("a step that runs")
+
+
+def _flat_arguments(node: Node) -> Iterator[Symbol | None]:
+    """Yield the inputs of a node, a Step or Sampling expanded to its fields."""
+    for argument in node.args:
+        if isinstance(argument, Step | Sampling):
+            yield from (getattr(argument, f.name) for f in fields(argument))
+        else:
+            yield argument
+
+
+def _parameters(node: Node) -> list[int]:
+    """Return the attributes of a node as four-byte words, in declaration order."""
+    words = []
+    for name, value in node.attributes.items():
+        if name in CHOICES:
+            words.append(CHOICES[name][value])
+        elif isinstance(value, float):
+            words.append(struct.unpack("<i", struct.pack("<f", value))[0])
+        else:
+            words.append(int(value))
+    return words
+
+
+def _describe(address: int, dtype: str, shape: tuple[int, ...], count: int, layout: int = ROWS) -> Tensor:
+    sizes = (ctypes.c_int64 * 4)(*shape, *([1] * (4 - len(shape))))
+    return Tensor(address, DTYPES[dtype], layout, count, len(shape), sizes)
+
+
+def _weight_tensor(weight: Placed) -> Tensor:
+    return _describe(weight.address, weight.dtype, weight.shape, -1, weight.layout)
+
+
+def _limits(program: Program) -> Iterator[tuple[str, int]]:
+    """Yield (input, exclusive limit) for inputs that address memory: what is checked before every step."""
+    for node in program.nodes:
+        arguments = dict(node.inputs())
+        if node.op.name == "embedding":
+            yield arguments["ids"].name, arguments["table"].shape[0]
+        elif node.op.name == "append_kv":
+            step = node.args[node.op.inputs.index("step")]
+            yield step.page_table.name, arguments["k_pages"].shape[0]
+            yield step.positions.name, step.page_table.shape[1] * PAGE_TOKENS

@@ -1,0 +1,188 @@
+// The inner routine of attention: a few query rows against one span of 64 positions, by the online softmax.
+//
+//   scores[j] = scale * sum over d of q[d] k[d][j]           m' = max(m, scores)       r = exp(m - m')
+//   p[j] = exp(scores[j] - m')      l' = l r + sum of p      acc'[d] = acc[d] r + sum over j of p[j] v[j][d]
+//
+// and acc / l in the end. Spans begin at multiples of 64 of the absolute position, every sum runs in one order, and a
+// row never sees the rows beside it: what a tile of rows shares is loads. So a prompt gives the same bits however it
+// is cut. Positions outside a row's range may hold any bits: their scores are replaced, their values never read.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+
+#include "abi.h"
+#include "math.h"
+#include "simd.h"
+
+namespace lattice::attention {
+
+constexpr int span = page_tokens;
+constexpr int tile_rows = 6;
+
+// Vectors of one row's sums that are held at once: with the rows of the tile some 12 registers (AVX-512: 24).
+constexpr int vectors(int rows) {
+  const int most = span / lanes, wanted = lanes == 16 ? 4 : rows == 1 ? 8 : rows <= 3 ? 4 : 2;
+  return wanted < most ? wanted : most;
+}
+
+inline vf load_as_float(const float* p) { return load(p); }
+inline vf load_as_float(const uint16_t* p) { return load_f16(p); }
+inline vf load_as_float(const float* p, int n) { return load_n(p, n); }
+inline vf load_as_float(const uint16_t* p, int n) { return load_f16_n(p, n); }
+
+// One span of keys (head_dim, 64) and of values (64, stride).
+template <class Element> struct Span {
+  const Element *keys, *values;
+  int64_t stride;
+};
+
+// A query row: its state, and its range of positions in the present span.
+struct Row {
+  const float* query;
+  float* sums;             // acc, head_dim values
+  float top, total;        // m and l
+  int begin, end;
+};
+
+inline void start(Row& row, int64_t head_dim) {
+  row.top = -std::numeric_limits<float>::infinity();
+  row.total = 0.0f;
+  std::fill(row.sums, row.sums + head_dim, 0.0f);
+}
+
+inline void finish(const Row& row, int64_t head_dim, float* out) {
+  const vf factor = set1(1.0f / row.total);
+  int64_t d = 0;
+  for (; d + lanes <= head_dim; d += lanes) store(out + d, load(row.sums + d) * factor);
+  if (d < head_dim) store_n(out + d, load_n(row.sums + d, int(head_dim - d)) * factor, int(head_dim - d));
+}
+
+// q k for the positions that `begin` to `end` touch, 64 floats a row in `scores`.
+template <int rows, class Element>
+inline void products(Row* const* row, const Element* keys, int64_t head_dim, int begin, int end, float* scores) {
+  constexpr int count = vectors(rows), step = count * lanes;
+  for (int j = begin / step * step; j < end; j += step) {
+    vf sum[rows][count];
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < count; ++v) sum[r][v] = zero();
+    for (int64_t d = 0; d < head_dim; ++d) {
+      vf key[count];
+      for (int v = 0; v < count; ++v) key[v] = load_as_float(keys + d * span + j + v * lanes);
+      for (int r = 0; r < rows; ++r) {
+        const vf q = set1(row[r]->query[d]);
+        for (int v = 0; v < count; ++v) sum[r][v] = fma(q, key[v], sum[r][v]);
+      }
+    }
+    for (int r = 0; r < rows; ++r)
+      for (int v = 0; v < count; ++v) store(scores + r * span + j + v * lanes, sum[r][v]);
+  }
+}
+
+inline vf lane_numbers() {
+  alignas(64) static constexpr float numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return load(numbers);
+}
+
+// Scores become p; the row's m, l and acc move to the new maximum. Lanes outside the range become 0.
+inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
+  const int first = row.begin / lanes, last = (row.end + lanes - 1) / lanes;
+  const vf none = set1(-std::numeric_limits<float>::infinity());
+  vf top = none;
+  for (int j = first; j < last; ++j) {
+    vf x = load(scores + j * lanes) * set1(scale);
+    if (j * lanes < row.begin || (j + 1) * lanes > row.end) {
+      const vf position = lane_numbers() + set1(float(j * lanes));
+      x = select(position < set1(float(row.end)), x, none);
+      x = select(position < set1(float(row.begin)), none, x);
+    }
+    store(scores + j * lanes, x);
+    top = max(top, x);
+  }
+  const float highest = std::max(row.top, reduce_max(top));
+  if (highest != row.top) {              // else every factor is exactly 1
+    const vf shrink = exp(set1(row.top - highest));
+    alignas(64) float factor[lanes];
+    store(factor, shrink);
+    row.total *= factor[0];
+    row.top = highest;
+    int64_t d = 0;
+    for (; d + lanes <= head_dim; d += lanes) store(row.sums + d, load(row.sums + d) * shrink);
+    if (d < head_dim) store_n(row.sums + d, load_n(row.sums + d, int(head_dim - d)) * shrink, int(head_dim - d));
+  }
+  vf total = zero();
+  for (int j = first; j < last; ++j) {
+    const vf p = exp(load(scores + j * lanes) - set1(highest));
+    store(scores + j * lanes, p);
+    total = total + p;
+  }
+  row.total += reduce_add(total);
+}
+
+// acc += p v over the positions begin to end, in order, `count` vectors of d at a time from d on.
+template <int rows, int count, class Element>
+inline void weigh_columns(Row* const* row, const float* p, const Span<Element>& kv, int begin, int end, int64_t d) {
+  vf sum[rows][count];
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < count; ++v) sum[r][v] = load(row[r]->sums + d + v * lanes);
+  for (int j = begin; j < end; ++j) {
+    vf value[count];
+    for (int v = 0; v < count; ++v) value[v] = load_as_float(kv.values + j * kv.stride + d + v * lanes);
+    for (int r = 0; r < rows; ++r) {
+      const vf weight = set1(p[r * span + j]);
+      for (int v = 0; v < count; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < rows; ++r)
+    for (int v = 0; v < count; ++v) store(row[r]->sums + d + v * lanes, sum[r][v]);
+}
+
+template <int rows, class Element>
+inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int64_t head_dim, int begin, int end) {
+  constexpr int count = vectors(rows);
+  int64_t d = 0;
+  for (; d + count * lanes <= head_dim; d += count * lanes) weigh_columns<rows, count>(row, p, kv, begin, end, d);
+  for (; d + lanes <= head_dim; d += lanes) weigh_columns<rows, 1>(row, p, kv, begin, end, d);
+  if (d == head_dim) return;
+  const int rest = int(head_dim - d);
+  for (int r = 0; r < rows; ++r) {
+    vf sum = load_n(row[r]->sums + d, rest);
+    for (int j = begin; j < end; ++j)
+      sum = fma(set1(p[r * span + j]), load_as_float(kv.values + j * kv.stride + d, rest), sum);
+    store_n(row[r]->sums + d, sum, rest);
+  }
+}
+
+// A tile of rows, each with a range that is not empty, takes in one span.
+template <int rows, class Element>
+void take_in(Row* const* row, const Span<Element>& kv, int64_t head_dim, float scale) {
+  alignas(64) float p[rows * span];
+  int first = span, last = 0, common_first = 0, common_last = span;
+  for (int r = 0; r < rows; ++r) {
+    first = std::min(first, row[r]->begin), common_first = std::max(common_first, row[r]->begin);
+    last = std::max(last, row[r]->end), common_last = std::min(common_last, row[r]->end);
+  }
+  products<rows>(row, kv.keys, head_dim, first, last, p);
+  for (int r = 0; r < rows; ++r) soften(*row[r], p + r * span, head_dim, scale);
+  // Positions that all rows see are shared; the others are added row by row, before and after, still in order.
+  if (common_last < common_first) common_last = common_first;
+  for (int r = 0; r < rows; ++r)
+    weigh<1>(row + r, p + r * span, kv, head_dim, row[r]->begin, std::min(common_first, row[r]->end));
+  weigh<rows>(row, p, kv, head_dim, common_first, common_last);
+  for (int r = 0; r < rows; ++r)
+    weigh<1>(row + r, p + r * span, kv, head_dim, std::max(common_last, row[r]->begin), row[r]->end);
+}
+
+template <class Element>
+void take_in(int rows, Row* const* row, const Span<Element>& kv, int64_t head_dim, float scale) {
+  switch (rows) {
+    case 1: return take_in<1>(row, kv, head_dim, scale);
+    case 2: return take_in<2>(row, kv, head_dim, scale);
+    case 3: return take_in<3>(row, kv, head_dim, scale);
+    case 4: return take_in<4>(row, kv, head_dim, scale);
+    case 5: return take_in<5>(row, kv, head_dim, scale);
+    case 6: return take_in<6>(row, kv, head_dim, scale);
+  }
+}
+
+}  // namespace lattice::attention

@@ -1,0 +1,110 @@
+// Everything the native core asks of the operating system: pause and yield, aligned memory with huge pages, fork hooks.
+// No other file includes an OS header, so a port to a new system is a port of this file.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+#if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <malloc.h>
+#include <windows.h>
+#else
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#endif
+
+namespace lattice::platform {
+
+// Tell the core that this is a spin loop: some 40 cycles of low power, and a sibling hyperthread gets the units.
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("isb" ::: "memory");   // "yield" is a no-op on most ARM cores; isb really waits
+#endif
+}
+
+inline void yield() {
+#if defined(_WIN32)
+  SwitchToThread();
+#else
+  sched_yield();
+#endif
+}
+
+// The core this thread runs on, and a request to run on another one: schedulers like to wake a thread on the core of the
+// one that woke it, where two threads that wait for each other take turns of milliseconds. No thread stays bound.
+#if defined(__linux__)
+inline int current_core() { return sched_getcpu(); }
+inline void leave_core(int core) {
+  cpu_set_t all, others;
+  if (core < 0 || core >= CPU_SETSIZE || sched_getaffinity(0, sizeof all, &all) != 0) return;
+  others = all;
+  CPU_CLR(size_t(core), &others);
+  if (CPU_COUNT(&others) == 0) return;
+  sched_setaffinity(0, sizeof others, &others);
+  sched_setaffinity(0, sizeof all, &all);
+}
+#else
+inline int current_core() { return -1; }
+inline void leave_core(int) {}
+#endif
+
+constexpr int64_t huge_page = int64_t(2) << 20;
+constexpr int64_t line = 64;           // bytes of a cache line, and the alignment of every buffer
+
+// Zeroed memory aligned to 64 bytes; from 2 MiB on aligned to 2 MiB, and huge pages are asked for. nullptr: none left.
+inline void* allocate(int64_t bytes) {
+  if (bytes < 0) return nullptr;
+#if defined(_WIN32)
+  if (bytes >= huge_page) return VirtualAlloc(nullptr, size_t(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+  size_t size = size_t((bytes + line) / line * line);
+  void* memory = _aligned_malloc(size, line);
+#else
+  if (bytes >= huge_page) {
+    // Reserve one huge page more than needed and cut off what lies before and after the aligned part.
+    size_t size = size_t((bytes + huge_page - 1) / huge_page * huge_page), whole = size + size_t(huge_page);
+    void* reserved = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (reserved == MAP_FAILED) return nullptr;
+    uintptr_t base = reinterpret_cast<uintptr_t>(reserved);
+    uintptr_t aligned = (base + uintptr_t(huge_page) - 1) / uintptr_t(huge_page) * uintptr_t(huge_page);
+    if (aligned > base) munmap(reserved, aligned - base);
+    uintptr_t end = base + whole, aligned_end = aligned + size;
+    if (end > aligned_end) munmap(reinterpret_cast<void*>(aligned_end), end - aligned_end);
+#if defined(MADV_HUGEPAGE)
+    madvise(reinterpret_cast<void*>(aligned), size, MADV_HUGEPAGE);   // a wish; refusal changes speed only
+#endif
+    return reinterpret_cast<void*>(aligned);
+  }
+  size_t size = size_t((bytes + line) / line * line);
+  void* memory = std::aligned_alloc(size_t(line), size);
+#endif
+  if (memory) std::memset(memory, 0, size);
+  return memory;
+}
+
+// `bytes` is what was asked of allocate: it tells which of the two ways was taken.
+inline void release(void* memory, int64_t bytes) {
+  if (!memory) return;
+#if defined(_WIN32)
+  if (bytes >= huge_page) VirtualFree(memory, 0, MEM_RELEASE);
+  else _aligned_free(memory);
+#else
+  if (bytes >= huge_page) munmap(memory, size_t((bytes + huge_page - 1) / huge_page * huge_page));
+  else std::free(memory);
+#endif
+}
+
+// Call `before` ahead of every fork, then `parent` or `child` after it on the respective side.
+inline void on_fork(void (*before)(), void (*parent)(), void (*child)()) {
+#if !defined(_WIN32)
+  pthread_atfork(before, parent, child);
+#else
+  (void)before, (void)parent, (void)child;
+#endif
+}
+
+}  // namespace lattice::platform

@@ -1,0 +1,51 @@
+// Activations for integer products: 32 values as int8 with one scale, in records of 48 bytes.
+//
+//   d = max|x| / 127,  q = round_to_even(x / d),  x ~ d * q
+//
+// A row of k values is k/32 records, contiguous. What a weight format needs beside q and d is a product of sum(q), which
+// costs nothing here and would cost a vector operation per block and row of weights there.
+#pragma once
+#include "simd.h"
+
+namespace lattice {
+
+struct Quantised {
+  int8_t q[32];
+  float d;
+  float sum;            // d * sum(q): times a block's minimum (q4_1)
+  int32_t minus_8;      // -8 * sum(q), -128 * sum(q): seeds that undo the offset of weights stored unsigned
+  int32_t minus_128;
+};
+static_assert(sizeof(Quantised) == 48);
+
+// 32 floats -> one record. Where a value is not finite, d is NaN and with it every result.
+inline void quantise(const float* x, Quantised& record) {
+  constexpr int vectors = 32 / lanes;
+  vf v[vectors], top = zero();
+  LATTICE_UNROLL
+  for (int i = 0; i < vectors; i++) {
+    v[i] = load(x + i * lanes);
+    top = max(top, abs(v[i]));
+  }
+  const float largest = reduce_max(top);
+  const vf scale = set1(largest > 1e-36f ? 127.0f / largest : 0.0f);   // below, the quotient would overflow
+  vf total = zero();
+  LATTICE_UNROLL
+  for (int i = 0; i < vectors; i++) {
+    vf q = round(v[i] * scale);
+    store_i8(record.q + i * lanes, q);
+    total = total + q;
+  }
+  const float sum = reduce_add(total);                                 // whole, at most 4064 in magnitude; or NaN
+  record.d = sum == sum ? largest * (1.0f / 127.0f) : sum;
+  record.sum = record.d * sum;
+  const int32_t whole = sum == sum ? int32_t(sum) : 0;
+  record.minus_8 = -8 * whole;
+  record.minus_128 = -128 * whole;
+}
+
+inline void quantise_row(const float* x, int64_t k, Quantised* records) {
+  for (int64_t i = 0; i < k; i += 32) quantise(x + i, *records++);
+}
+
+}  // namespace lattice

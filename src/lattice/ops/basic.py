@@ -1,0 +1,191 @@
+"""Element-wise ops and row selection."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from lattice.ops._op import expect, op
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+
+
+@op
+def add(x, y):
+    """Return x + y.      x, y: the same shape"""
+    return x + y
+
+
+@add.shape
+def _(x, y):
+    expect(x == y, f"y of shape {x}", y)
+    return x
+
+
+@add.vjp
+def _(needs, dy, x, y):
+    yield "x", dy
+    yield "y", dy
+
+
+@add.samples
+def _(draw):
+    for rows, n in ((1, 1), (3, 33), (64, 384)):
+        yield draw.sample(draw.rows(rows, n), draw.rows(rows, n))
+
+
+@op
+def mul(x, y):
+    """Return x * y.      x, y: the same shape"""
+    return x * y
+
+
+@mul.shape
+def _(x, y):
+    expect(x == y, f"y of shape {x}", y)
+    return x
+
+
+@mul.vjp
+def _(needs, dy, x, y):
+    if "x" in needs:
+        yield "x", mul(dy, y)
+    if "y" in needs:
+        yield "y", mul(dy, x)
+
+
+@mul.samples
+def _(draw):
+    for rows, n in ((1, 1), (3, 33)):
+        yield draw.sample(draw.rows(rows, n), draw.rows(rows, n))
+
+
+def erf(x: np.ndarray) -> np.ndarray:
+    """Return the error function to about 1e-16, by `math.erf`: exact, slow, a reference."""
+    return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)
+
+
+def activate(x: np.ndarray, kind: str) -> np.ndarray:
+    """Return the activation `kind` of x; gelu is the exact one, gelu_tanh its usual approximation."""
+    if kind == "silu":
+        return x / (1 + np.exp(-x))
+    if kind == "relu":
+        return np.maximum(x, 0)
+    if kind == "gelu":
+        return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def slope(x: np.ndarray, kind: str) -> np.ndarray:
+    """Return the derivative of `activate`."""
+    if kind == "silu":
+        sigmoid = 1 / (1 + np.exp(-x))
+        return sigmoid * (1 + x * (1 - sigmoid))
+    if kind == "relu":
+        return (x > 0).astype(x.dtype)
+    if kind == "gelu":
+        return 0.5 * (1 + erf(x / math.sqrt(2))) + x * np.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    tanh = np.tanh(inner)
+    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)
+
+
+@op
+def activation(x, *, kind):
+    """Apply a nonlinearity to every element.      x: any shape; kind: one of ACTIVATIONS
+
+    >>> activation(np.float32([-1, 0, 2]), kind="relu")
+    array([0., 0., 2.], dtype=float32)
+    """
+    return activate(x, kind)
+
+
+@activation.shape
+def _(x, *, kind):
+    expect(kind in ACTIVATIONS, f"kind among {', '.join(ACTIVATIONS)}", kind)
+    return x
+
+
+@activation.vjp
+def _(needs, dy, x, *, kind):
+    yield "x", activation_dx(dy, x, kind=kind)
+
+
+@activation.samples
+def _(draw):
+    for kind in ACTIVATIONS:
+        for rows, n in ((1, 1), (3, 33), (5, 384)):
+            yield draw.sample(draw.rows(rows, n), kind=kind)
+
+
+@op
+def activation_dx(dy, x, *, kind):
+    """Gradient of `activation` with respect to x."""
+    return dy * slope(x, kind)
+
+
+@activation_dx.shape
+def _(dy, x, *, kind):
+    return x
+
+
+@op
+def gated_activation(gate, up, *, kind):
+    """Return activation(gate) * up, the gate of SwiGLU (silu) and GeGLU (gelu_tanh).      gate, up: the same shape"""
+    return activate(gate, kind) * up
+
+
+@gated_activation.shape
+def _(gate, up, *, kind):
+    expect(gate == up, f"up of shape {gate}", up)
+    return gate
+
+
+@gated_activation.vjp
+def _(needs, dy, gate, up, *, kind):
+    if "gate" in needs:
+        yield "gate", activation_dx(mul(dy, up), gate, kind=kind)
+    if "up" in needs:
+        yield "up", mul(dy, activation(gate, kind=kind))
+
+
+@gated_activation.samples
+def _(draw):
+    for kind in ACTIVATIONS:
+        yield draw.sample(draw.rows(3, 33), draw.rows(3, 33), kind=kind)
+
+
+@op
+def take_rows(x, rows):
+    """Return the rows of x that `rows` names.      x: (T, n)   rows: (R,) int32   ->   (R, n)"""
+    return x[rows]
+
+
+@take_rows.shape
+def _(x, rows):
+    return (*rows, *x[1:])
+
+
+@take_rows.vjp
+def _(needs, dy, x, rows):
+    yield "x", take_rows_dx(dy, x, rows)
+
+
+@take_rows.samples
+def _(draw):
+    for total, wanted, n in ((1, 1, 1), (7, 3, 33), (130, 5, 64)):
+        yield draw.sample(draw.rows(total, n), draw.ids(wanted, total, "R"))
+
+
+@op
+def take_rows_dx(dy, x, rows):
+    """Gradient of `take_rows`: dy summed into the rows it came from; of x only the shape is used."""
+    dx = np.zeros(x.shape, dy.dtype)
+    np.add.at(dx, rows, dy)
+    return dx
+
+
+@take_rows_dx.shape
+def _(dy, x, rows):
+    return x

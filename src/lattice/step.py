@@ -1,0 +1,102 @@
+"""What changes from step to step: the tokens of a batch, where they stand, and how the wanted rows are sampled.
+
+A step is ragged: the tokens of its `S` sequences lie one after another, never padded. Three counts describe its size,
+and every value of a program that follows one of them carries its name as leading dimension:
+
+    T  tokens of the step        R  rows whose result is wanted        S  sequences
+
+Neither class does any work: both only name arrays (or, while tracing, symbols).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+COUNTS = ("T", "R", "S")
+PAGE_TOKENS = 64  # positions in one K/V page
+
+
+@dataclass(frozen=True)
+class Step:
+    """Inputs of `forward`; all int32."""
+
+    tokens: Any  # (T,) token ids
+    token_types: Any  # (T,) segment ids of a sentence pair; zeros elsewhere
+    positions: Any  # (T,) position of each token in its sequence
+    offsets: Any  # (S + 1,) first token of each sequence, then T
+    rows: Any  # (R,) tokens whose result is wanted, as indices into the step
+    page_table: Any  # (S, width) page of each 64 positions of a sequence
+    slots: Any  # (S,) recurrent state slot of each sequence
+    adapters: Any  # (T,) adapter slot of each token, 0 is none
+
+    SHAPES = {
+        "tokens": ("T",), "token_types": ("T",), "positions": ("T",), "offsets": ("S+1",),
+        "rows": ("R",), "page_table": ("S", "width"), "slots": ("S",), "adapters": ("T",),
+    }  # fmt: skip
+
+    @classmethod
+    def of(
+        cls,
+        sequences: Sequence[Sequence[int]],
+        *,
+        starts: Sequence[int] | None = None,
+        rows: Sequence[int] | None = None,
+        page_table: np.ndarray | None = None,
+    ) -> Step:
+        """Pack `sequences` of token ids, each beginning at its position in `starts` (0), wanting `rows` (all)."""
+        lengths = [len(tokens) for tokens in sequences]
+        starts = starts if starts is not None else [0] * len(lengths)
+        total = sum(lengths)
+        positions = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
+        flat = [np.asarray(tokens, np.int32) for tokens in sequences]
+        return cls(
+            tokens=np.concatenate([*flat, np.empty(0, np.int32)]).astype(np.int32),
+            token_types=np.zeros(total, np.int32),
+            positions=np.concatenate([*positions, np.empty(0)]).astype(np.int32),
+            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            rows=np.arange(total, dtype=np.int32) if rows is None else np.asarray(rows, np.int32),
+            page_table=np.zeros((len(lengths), 1), np.int32) if page_table is None else page_table,
+            slots=np.zeros(len(lengths), np.int32),
+            adapters=np.zeros(total, np.int32),
+        )
+
+    def counts(self) -> tuple[int, int, int]:
+        """Return (T, R, S) of this step."""
+        return len(self.tokens), len(self.rows), len(self.slots)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Inputs of `sample`, one entry per wanted row."""
+
+    temperature: Any  # (R,) float32; 0 takes the most likely token
+    top_k: Any  # (R,) int32; 0 keeps all
+    top_p: Any  # (R,) float32; 1 keeps all
+    min_p: Any  # (R,) float32; 0 keeps all
+    repetition: Any  # (R,) float32; 1 is none
+    seed: Any  # (R,) int64
+    position: Any  # (R,) int32, position of the token to draw: with the seed it fixes the random number
+    history_offsets: Any  # (R + 1,) int32 into `history`
+    history: Any  # (N,) int32, distinct token ids of each row's context
+
+    SHAPES = {
+        "temperature": ("R",), "top_k": ("R",), "top_p": ("R",), "min_p": ("R",), "repetition": ("R",),
+        "seed": ("R",), "position": ("R",), "history_offsets": ("R+1",), "history": ("history",),
+    }  # fmt: skip
+    DTYPES = {
+        "temperature": "f32", "top_p": "f32", "min_p": "f32", "repetition": "f32", "seed": "i64",
+    }  # fmt: skip ; the others are i32
+
+    @classmethod
+    def greedy(cls, rows: int) -> Sampling:
+        """Return the sampling that takes the most likely token of each of `rows` rows."""
+        zeros, ones = np.zeros(rows, np.float32), np.ones(rows, np.float32)
+        none = np.zeros(rows, np.int32)
+        return cls(
+            zeros, none, ones, zeros, ones, np.zeros(rows, np.int64), none,
+            np.zeros(rows + 1, np.int32), np.empty(0, np.int32),
+        )  # fmt: skip

@@ -1,0 +1,105 @@
+"""Mapping files for reading and replacing them whole: what every reader and writer of weights shares."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from lattice.errors import FormatError, LatticeError, expected
+
+
+def map_file(path: Path, where: str) -> tuple[mmap.mmap, np.ndarray]:
+    """Return the read-only mapping of a regular file and its bytes as a uint8 array that keeps it alive."""
+    try:
+        with open(path, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise expected(where, "a regular file", str(path), kind=FormatError)
+            if status.st_size == 0:
+                raise expected(where, "a file with a header", "0 bytes", kind=FormatError)
+            mapping = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise expected(
+            where, "a readable file", f"{path}: {error.strerror or error}", kind=FormatError
+        ) from None
+    return mapping, np.frombuffer(mapping, np.uint8)
+
+
+def release_pages(mapping: mmap.mmap, begin: int, end: int) -> None:
+    """Tell the system that the pages wholly inside [begin, end) of a mapping need not stay in memory."""
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = end // mmap.PAGESIZE * mmap.PAGESIZE - first
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # absent on Windows, where the advice does not exist
+    if length > 0 and advice is not None:
+        mapping.madvise(advice, first, length)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in `directory` durable, where the system lets a directory be opened."""
+    if os.name == "nt":
+        return
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file beside `path` for writing; on success it is synced and renamed to `path`, else removed.
+
+    A reader sees the old file or the whole new one, never a part, and a file that is mapped is never written
+    to.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
+    try:
+        try:
+            with open(beside, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+            sync_directory(path.parent)
+        except OSError as error:
+            raise expected(
+                "write",
+                "a place that can be written",
+                f"{path}: {error.strerror or error}",
+                kind=LatticeError,
+            ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def inside(directory: Path, name: str, where: str) -> Path:
+    """Return `directory / name` for a file name that came from a file, refusing every way out of the
+    directory.
+
+    A symbolic link may point within the directory, or to `blobs` where the directory is a snapshot in the
+    layout of the hub's own cache.
+    """
+    bad = not name or name in (".", "..") or any(c in "/\\:" or not c.isprintable() for c in name)
+    if bad or len(name) > 255 or os.path.isabs(name):
+        raise expected(where, "a plain file name", repr(name)[:120], kind=FormatError)
+    path = directory / name
+    roots = [directory.resolve()]
+    if directory.parent.name == "snapshots":
+        roots.append(directory.parent.parent.resolve() / "blobs")
+    if path.is_symlink() and not any(path.resolve().is_relative_to(root) for root in roots):
+        raise expected(
+            where,
+            "files inside the model's directory",
+            f"{name!r}, a link that leaves it",
+            hint="open the directory that really holds the files",
+            kind=FormatError,
+        )
+    return path

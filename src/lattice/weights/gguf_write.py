@@ -1,0 +1,85 @@
+"""Writing GGUF version 3, whole or not at all. The counterpart of gguf.py, for quantising and for tests."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from lattice.dtypes import Array
+from lattice.errors import expected
+from lattice.weights._files import replacing
+from lattice.weights.gguf import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAX_DIMENSIONS, NUMBERS, STRING, TENSOR_TYPES
+
+_TYPE_IDS = {name: type_id for type_id, name in TENSOR_TYPES.items()}
+_KINDS = {np.dtype("<" + code): kind for kind, code in NUMBERS.items()} | {np.dtype(bool): BOOL}
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _python_number(value: bool | int | float) -> np.generic:
+    if isinstance(value, bool):
+        return np.bool_(value)
+    if isinstance(value, float):
+        return np.float32(value)
+    for kind in (np.uint32, np.int32, np.int64, np.uint64):
+        if np.iinfo(kind).min <= value <= np.iinfo(kind).max:
+            return kind(value)
+    raise expected("write_gguf", "an integer of at most 64 bits", value)
+
+
+def _value(key: str, value: object) -> tuple[int, bytes]:
+    """Return the value type and bytes of one metadata value.
+
+    Python integers become u32 where they fit, else i32, i64, u64; floats f32; a NumPy scalar or array keeps
+    its type.
+    """
+    if isinstance(value, str):
+        return STRING, _string(value)
+    if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
+        value = _python_number(value)
+    if isinstance(value, np.generic) and value.dtype in _KINDS:
+        return _KINDS[value.dtype], value.tobytes()
+    if isinstance(value, (list, tuple)) and any(
+        isinstance(item, (str, list, tuple, np.ndarray)) for item in value
+    ):
+        items = [_value(key, item) for item in value]
+        if len({kind for kind, _ in items}) != 1:
+            raise expected("write_gguf", f"one type of values in {key}", "several")
+        return ARRAY, struct.pack("<IQ", items[0][0], len(items)) + b"".join(raw for _, raw in items)
+    if isinstance(value, (list, tuple)):
+        value = np.array(value, dtype=np.int32 if all(type(item) is int for item in value) else None)
+        value = value.astype(np.float32) if value.dtype == np.float64 else value
+    if isinstance(value, np.ndarray) and value.ndim == 1 and value.dtype in _KINDS:
+        return ARRAY, struct.pack("<IQ", _KINDS[value.dtype], len(value)) + value.tobytes()
+    raise expected("write_gguf", f"a number, string or flat array for {key}", type(value).__name__)
+
+
+def _tensor_info(name: str, array: Array, offset: int) -> bytes:
+    if array.dtype.name not in _TYPE_IDS or array.ndim > MAX_DIMENSIONS or 0 in array.shape:
+        raise expected("write_gguf", f"a GGUF type and 1 to {MAX_DIMENSIONS} dimensions for {name}", array)
+    sizes = struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
+    return _string(name) + sizes + struct.pack("<IQ", _TYPE_IDS[array.dtype.name], offset)
+
+
+def write_gguf(path: Path | str, metadata: dict[str, object], tensors: dict[str, Array]) -> None:
+    """Write metadata and tensors (in the order given) to `path`; `general.alignment` is honoured, 32 if absent."""
+    alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        kind, raw = _value(key, value)
+        head += [_string(key), struct.pack("<I", kind), raw]
+    offset = 0
+    for name, array in tensors.items():
+        head.append(_tensor_info(name, array, offset))
+        offset += -(-array.nbytes // alignment) * alignment
+    header = b"".join(head)
+    with replacing(Path(path)) as file:
+        file.write(header + bytes(-len(header) % alignment))
+        for array in tensors.values():
+            file.write(array.data.reshape(-1).view(np.uint8))
+            file.write(bytes(-array.nbytes % alignment))

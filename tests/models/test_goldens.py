@@ -1,0 +1,87 @@
+"""Models against transformers (and llama.cpp's GGUF conventions): random tiny checkpoints, made by golden/make_models.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lattice.backends._backend import Capacity
+from lattice.backends.cpu import CpuBackend
+from lattice.backends.reference import ReferenceBackend
+from lattice.models import family
+from lattice.ops import take_rows
+from lattice.program import trace
+from lattice.step import Step
+from lattice.weights.load import open_model
+
+MODELS = Path(__file__).parents[1] / "golden" / "models"
+NAMES = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
+
+
+def open_golden(name):
+    """Return the opened model and its golden arrays."""
+    directory = MODELS / name
+    ggufs = list(directory.glob("*.gguf"))
+    return open_model(ggufs[0] if ggufs else directory, family), np.load(directory / "golden.npz")
+
+
+def sequences(golden):
+    """Yield (tokens, expected) pairs."""
+    kind = "hidden" if "hidden_0" in golden else "logits"
+    for index in range(sum(key.startswith("tokens_") for key in golden)):
+        yield golden[f"tokens_{index}"], golden[f"{kind}_{index}"]
+
+
+def build(model, is_encoder):
+    def program(p):
+        step = p.step()
+        hidden = take_rows(model(step)[0], step.rows)
+        return {"out": hidden if is_encoder else model.head(hidden)}
+
+    return trace(program)
+
+
+def close(got, wanted, tolerance):
+    return np.abs(got - wanted).max() <= tolerance * max(1.0, np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reference_agrees_with_transformers(name):
+    opened, golden = open_golden(name)
+    program = build(opened.model, "bert" in name)
+    backend = ReferenceBackend()
+    plan = backend.compile(program, backend.load(program, opened.weights))
+    for tokens, wanted in sequences(golden):
+        assert close(plan.run(Step.of([tokens]))["out"], wanted, 1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_eager_call_is_the_program(name):
+    """A model called with arrays runs at once and means the same."""
+    opened, golden = open_golden(name)
+    opened.model.bind(opened.weights)
+    tokens, wanted = next(iter(sequences(golden)))
+    hidden, _ = opened.model(Step.of([tokens]))
+    assert close(hidden if "bert" in name else opened.model.head(hidden), wanted, 1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cpu_agrees_with_transformers(name, cpu_target):
+    opened, golden = open_golden(name)
+    program = build(opened.model, "bert" in name)
+    backend = CpuBackend(cpu_target)
+    weights = backend.load(program, opened.weights)
+    pairs = list(sequences(golden))
+    total = sum(len(tokens) for tokens, _ in pairs)
+    plan = backend.compile(program, weights, Capacity(total, total, len(pairs)))
+    together = plan.run(Step.of([tokens for tokens, _ in pairs]))["out"]
+    # 8-bit blocks round their activations too, which transformers does not
+    tolerance = 2e-2 if "q8_0" in name else 1e-3
+    start = 0
+    for tokens, wanted in pairs:
+        alone = plan.run(Step.of([tokens]))["out"]
+        assert close(alone, wanted, tolerance)
+        assert np.array_equal(together[start : start + len(tokens)], alone)  # the same bits in company
+        start += len(tokens)

@@ -1,0 +1,125 @@
+"""From an op's samples to programs: one description of a case serves every test of the op on every backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from lattice.backends._backend import Capacity
+from lattice.ops import REGISTRY, Draw, Drawn, Op, Sample
+from lattice.program import Program
+from lattice.step import Sampling, Step
+
+
+def samples(op: Op) -> list[Sample]:
+    """Return the op's cases, the same ones every time."""
+    return list(op.rules["samples"](Draw()))
+
+
+def sampled_ops(*, vjp: bool = False) -> list[str]:
+    """Return the names of ops with samples, and with a gradient if asked for."""
+    return sorted(n for n, op in REGISTRY.items() if "samples" in op.rules and (not vjp or "vjp" in op.rules))
+
+
+def eager(op: Op, sample: Sample) -> tuple[np.ndarray, ...]:
+    """Return the reference's outputs; state buffers are copied first."""
+    args = [_value(argument) for argument in sample.args]
+    result = op(*args, **sample.attributes)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _value(argument: Drawn | None) -> Any:
+    if argument is None:
+        return None
+    return argument.value.copy() if argument.kind == "state" else argument.value
+
+
+@dataclass
+class Case:
+    """A sample as a program with its inputs by name."""
+
+    program: Program
+    outputs: list[Any]
+    inputs: dict[str, np.ndarray]
+    weights: dict[str, np.ndarray]
+    state: dict[str, np.ndarray]
+    records: dict[str, Any]  # step and sampling
+    capacity: Capacity
+
+
+def case(op: Op, sample: Sample) -> Case:
+    """Trace the sample; inputs become "a0", "a1", ..."""
+    program = Program()
+    made = Case(program, [], {}, {}, {}, {}, Capacity())
+    symbols = [_enter(made, f"a{i}", argument) for i, argument in enumerate(sample.args)]
+    result = op(*symbols, **sample.attributes)
+    made.outputs = list(result) if isinstance(result, tuple) else [result]
+    program.outputs = {f"out{i}": s for i, s in enumerate(made.outputs) if s.kind == "value"}
+    counts = {"T": 1, "R": 1, "S": 1}
+    for symbol in program.inputs:
+        value = made.inputs.get(symbol.name)
+        if value is None or not symbol.shape or not isinstance(symbol.shape[0], str):
+            continue
+        name, _, extra = symbol.shape[0].partition("+")
+        counts[name] = len(value) - int(extra or 0)
+    made.capacity = Capacity(counts["T"], counts["R"], counts["S"])
+    return made
+
+
+def _enter(made: Case, name: str, argument: Drawn | None) -> Any:
+    if argument is None:
+        return None
+    value, program = argument.value, made.program
+    if isinstance(value, Step):
+        made.inputs.update({f.name: getattr(value, f.name) for f in fields(value)})
+        made.records["step"] = value
+        return program.step(value.page_table.shape[1])
+    if isinstance(value, Sampling):
+        made.inputs.update({f.name: getattr(value, f.name) for f in fields(value)})
+        made.records["sampling"] = value
+        return program.sampling(len(value.history))
+    if argument.kind == "weight":
+        made.weights[name] = value
+        return program.input(name, *value.shape, kind="weight")
+    if argument.kind == "state":
+        made.state[name] = value.copy()
+        return program.input(name, *value.shape, kind="state", dtype={"float16": "f16"}.get(value.dtype.name, "f32"))
+    made.inputs[name] = value
+    dtype = "i32" if value.dtype == np.int32 else "f32"
+    return program.input(name, argument.count, *value.shape[1:], dtype=dtype)
+
+
+def run(backend: Any, made: Case, weights: dict | None = None) -> tuple[list[np.ndarray], dict[str, np.ndarray]]:
+    """Run a case on a backend and return the outputs in order and the state it left."""
+    state = {}
+    for name, value in made.state.items():
+        symbol = next(s for s in made.program.inputs if s.name == name)
+        state[name] = backend.state(value.shape, symbol.dtype)
+        state[name][...] = value
+    loaded = backend.load(made.program, made.weights if weights is None else weights)
+    plan = backend.compile(made.program, loaded, made.capacity, state)
+    arguments = {name: value for name, value in made.inputs.items() if name.startswith("a") and name[1:].isdigit()}
+    outputs = plan.run(made.records.get("step"), made.records.get("sampling"), **arguments)
+    return [outputs[name] for name in made.program.outputs], state
+
+
+def close(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
+    """The house's tolerance: |error| <= tolerance * max(1, largest absolute value); NaN never passes."""
+    if got.shape != wanted.shape:
+        return False
+    if np.issubdtype(wanted.dtype, np.integer):
+        return bool(np.array_equal(got, wanted))
+    error = np.abs(got.astype(np.float64) - wanted)
+    return bool((error <= tolerance * max(1.0, float(np.abs(wanted).max(initial=0)))).all())
+
+
+def as_float64(sample: Sample) -> Sample:
+    """Return the sample with its real values in double precision."""
+    def widen(argument: Drawn | None) -> Drawn | None:
+        if argument is None or not isinstance(argument.value, np.ndarray) or argument.value.dtype != np.float32:
+            return argument
+        return replace(argument, value=argument.value.astype(np.float64))
+
+    return Sample(tuple(map(widen, sample.args)), sample.attributes)

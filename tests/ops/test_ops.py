@@ -1,0 +1,182 @@
+"""Every op, from its own samples: the CPU's targets against the NumPy reference, and gradients against differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from op_harness import as_float64, case, close, eager, run, sampled_ops, samples
+
+from lattice.backends._backend import Capacity
+from lattice.backends.cpu import CpuBackend
+from lattice.backends.reference import ReferenceBackend
+from lattice.dtypes import BY_NAME, dense, encode
+from lattice.errors import LatticeError
+from lattice.ops import REGISTRY, Draw, append_kv, paged_attention
+from lattice.program import trace
+from lattice.step import Step
+
+TRAINING_ONLY = {"cross_entropy"}  # its native kernels come with training
+TOLERANCE = {"activation": 2e-6, "add": 0, "mul": 0, "take_rows": 0, "embedding": 0, "append_kv": 0}
+
+
+@pytest.mark.parametrize("name", sampled_ops())
+def test_program_means_the_same_as_the_call(name):
+    op = REGISTRY[name]
+    for sample in samples(op):
+        made = case(op, sample)
+        outputs, _ = run(ReferenceBackend(), made)
+        wanted = [w for w, symbol in zip(eager(op, sample), made.outputs, strict=True) if symbol.kind == "value"]
+        assert all(np.array_equal(a, b) for a, b in zip(outputs, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in sampled_ops() if name not in TRAINING_ONLY])
+def test_cpu_agrees_with_the_reference(name, cpu_target):
+    op, backend = REGISTRY[name], CpuBackend(cpu_target)
+    assert name in backend.kernels(), f"{name} has no kernel"
+    for sample in samples(op):
+        made = case(op, sample)
+        outputs, state = run(backend, made)
+        wanted = eager(op, sample)
+        tolerance = TOLERANCE.get(name, 1e-5)
+        values = [w for w, symbol in zip(wanted, made.outputs, strict=True) if symbol.kind == "value"]
+        for got, value in zip(outputs, values, strict=True):
+            assert close(got, value, tolerance), (sample.attributes, [getattr(a, "value", a) for a in sample.args])
+        states = [w for w, symbol in zip(wanted, made.outputs, strict=True) if symbol.kind == "state"]
+        for got, value in zip(state.values(), states, strict=False):
+            assert np.array_equal(got, value)
+
+
+@pytest.mark.parametrize("name", sampled_ops(vjp=True))
+def test_gradient_agrees_with_differences(name):
+    """d(loss)/d(input) along a random direction, loss = sum(output * fixed), in double precision."""
+    op, random = REGISTRY[name], np.random.default_rng(1)
+    for sample in map(as_float64, samples(op)):
+        values, attributes = op.bind(tuple(a.value if a is not None else None for a in sample.args), sample.attributes)
+        values = [_off_the_kink(value) for value in values]
+        real = [i for i, v in enumerate(values) if isinstance(v, np.ndarray) and v.dtype == np.float64]
+        dy = random.normal(size=op(*values, **attributes).shape)
+        gradients = dict(op.rules["vjp"]({op.inputs[i] for i in real}, dy, *values, **attributes))
+        for i in (i for i in real if op.inputs[i] in gradients):
+            direction = random.normal(size=values[i].shape)
+
+            def loss(shift, i=i, direction=direction):
+                moved = [v + shift * direction if j == i else v for j, v in enumerate(values)]
+                return float((op(*moved, **attributes) * dy).sum())
+
+            measured = (loss(1e-6) - loss(-1e-6)) / 2e-6
+            claimed = float((gradients[op.inputs[i]] * direction).sum())
+            assert abs(measured - claimed) <= 2e-5 * max(1.0, abs(measured)), (name, op.inputs[i], attributes)
+
+
+def _off_the_kink(value):
+    """Move values away from 0, where relu has no derivative that a difference could measure."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float64:
+        return np.where(np.abs(value) < 1e-3, 0.5, value)
+    return value
+
+
+def test_gradients_yield_only_what_is_asked():
+    x, w = np.ones((2, 3)), np.ones((4, 3))
+    rule = REGISTRY["linear"].rules["vjp"]
+    assert [name for name, _ in rule({"x"}, np.ones((2, 4)), x, w, None)] == ["x"]
+    assert [name for name, _ in rule({"weight"}, np.ones((2, 4)), x, w, None)] == ["weight"]
+
+
+def test_shape_errors_name_the_op_and_what_was_expected():
+    with pytest.raises(LatticeError, match=r"^\[linear\] expected weight of shape \(n, 3\), got \(4, 5\)$"):
+        REGISTRY["linear"](np.ones((2, 3)), np.ones((4, 5)))
+    with pytest.raises(LatticeError, match=r"^\[activation\] expected kind among .*, got selu$"):
+        REGISTRY["activation"](np.ones(3), kind="selu")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("shape", [(33, 64), (48, 96), (1, 32), (100, 576)])
+def test_products_of_every_weight_format(dtype, shape, cpu_target):
+    """The CPU multiplies by exactly the values that the format holds; block formats round the activations to 8 bits."""
+    random = np.random.default_rng(0)
+    weight = encode(random.normal(size=shape).astype(np.float32), BY_NAME[dtype])
+    op, backend = REGISTRY["linear"], CpuBackend(cpu_target)
+    for rows in (1, 2, 5, 7, 64):
+        draw = Draw(rows)
+        made = case(op, draw.sample(draw.rows(rows, shape[1]), draw.weight(*shape)))
+        got = run(backend, made, {"a1": weight})[0][0]
+        x = made.inputs["a0"]
+        if weight.dtype.block > 1:
+            x = rounded_to_8_bits(x)
+        wanted = x.astype(np.float64) @ dense(weight).astype(np.float64).T
+        bf16 = dtype == "bf16" and cpu_target == "avx512"  # its instruction rounds the activations to bf16
+        assert close(got, wanted, 1e-2 if bf16 else 1e-5)
+
+
+def rounded_to_8_bits(x):
+    """Return activations as the integer kernels see them: 32 values share the scale max|x| / 127."""
+    blocks = x.reshape(-1, 32)
+    largest = np.abs(blocks).max(1, keepdims=True)
+    inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0).astype(np.float32)
+    scale = largest * np.float32(1 / 127)
+    return (np.rint(blocks * inverse) * scale).reshape(x.shape)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+def test_a_row_does_not_depend_on_its_neighbours(dtype, cpu_target):
+    """1, 2, 7 and 64 rows, cut everywhere: the same bits."""
+    random = np.random.default_rng(0)
+    weight = encode(random.normal(size=(80, 96)).astype(np.float32), BY_NAME[dtype])
+    x = random.normal(size=(64, 96)).astype(np.float32)
+    plan = _linear_plan(CpuBackend(cpu_target), weight, 64)
+    whole = plan.run(x=x)["y"]
+    for rows in (1, 2, 3, 5, 6, 7, 13, 63):
+        for start in range(0, 65 - rows, max(1, rows // 2)):
+            assert np.array_equal(plan.run(x=x[start : start + rows])["y"], whole[start : start + rows])
+
+
+def test_threads_do_not_change_bits(cpu_target):
+    random = np.random.default_rng(0)
+    weight = encode(random.normal(size=(200, 96)).astype(np.float32), BY_NAME["f32"])
+    x = random.normal(size=(33, 96)).astype(np.float32)
+    results = [_linear_plan(CpuBackend(cpu_target, threads), weight, 64).run(x=x)["y"] for threads in (1, 2, 3)]
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def _linear_plan(backend, weight, rows):
+    def build(program):
+        x = program.input("x", "T", weight.shape[1])
+        return {"y": REGISTRY["linear"](x, program.input("w", *weight.shape, kind="weight"))}
+
+    program = trace(build)
+    return backend.compile(program, backend.load(program, {"w": weight}), Capacity(tokens=rows))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_paged_attention_has_the_same_bits_however_a_prompt_is_cut(dtype, cpu_target):
+    """k and v are appended and attended to in pieces; every row equals that of the whole prompt."""
+    heads, kv_heads, head_dim, total, pages = 6, 2, 16, 200, 5
+    random, backend = np.random.default_rng(0), CpuBackend(cpu_target)
+    q = random.normal(size=(total, heads * head_dim)).astype(np.float32)
+    k, v = (random.normal(size=(total, kv_heads * head_dim)).astype(np.float32) for _ in range(2))
+    shapes = (pages, kv_heads, head_dim, 64), (pages, kv_heads, 64, head_dim)
+
+    def build(program):
+        step = program.step(4)
+        values = [program.input(n, "T", w) for n, w in (("q", q.shape[1]), ("k", k.shape[1]), ("v", v.shape[1]))]
+        pools = [program.input(n, *s, kind="state", dtype=dtype) for n, s in zip(("kp", "vp"), shapes, strict=True)]
+        pools = append_kv(*pools, values[1], values[2], step)
+        return {"o": paged_attention(values[0], *pools, step, scale=0.25)}
+
+    program, table = trace(build), np.array([[4, 0, 3, 1]], np.int32)
+
+    def attend(cuts):
+        state = {n: backend.state(s, dtype) for n, s in zip(("kp", "vp"), shapes, strict=True)}
+        for pool in state.values():
+            pool[...] = np.nan  # whatever lies in unused places must not matter
+        plan = backend.compile(program, None, Capacity(total, total, 1), state)
+        outs = []
+        for a, b in zip([0, *cuts], [*cuts, total], strict=True):
+            step = Step.of([[0] * (b - a)], starts=[a], page_table=table)
+            outs.append(plan.run(step, q=q[a:b], k=k[a:b], v=v[a:b])["o"])
+        return np.concatenate(outs)
+
+    whole = attend([])
+    assert np.isfinite(whole).all()
+    for cuts in ([1], [63], [64], [65, 130], list(range(7, total, 7)), list(range(1, total))):
+        assert np.array_equal(attend(cuts), whole), cuts
