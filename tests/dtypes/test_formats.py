@@ -45,7 +45,7 @@ def test_encode_equals_the_golden_byte_for_byte(name: str, goldens: dict[str, np
 
 
 ROWS = hnp.arrays(np.float32, (2, 64), elements=st.floats(-1e4, 1e4, width=32))
-# Largest error as a part of the span of a block: half a step, or one step at the end that saturates, plus f16 scales.
+# Largest error as a part of the span of a block: half a step, or one step where the end saturates.
 ERROR = {"q4_0": 1 / 8, "q4_1": 0.5 / 15, "q5_0": 1 / 16, "q5_1": 0.5 / 31, "q8_0": 0.5 / 127}
 
 

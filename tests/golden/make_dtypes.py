@@ -1,5 +1,5 @@
-"""Make dtypes.npz: raw blocks of every block format with the values that the `gguf` package gives them, and values with
-the bytes that its quantisers give. Run with `gguf` installed:
+"""Make dtypes.npz: raw blocks of every block format with the values that the `gguf` package gives them, and
+values with the bytes that its quantisers give. Run with `gguf` installed:
 
     python tests/golden/make_dtypes.py
 
@@ -13,15 +13,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-FORMATS = (
-    "q4_0 q4_1 q5_0 q5_1 q8_0 q2_k q3_k q4_k q5_k q6_k iq4_nl iq4_xs mxfp4 nvfp4 tq1_0 tq2_0 "
-    "iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s"
-).split()
-WRITTEN = "q4_0 q4_1 q5_0 q5_1 q8_0 bf16".split()
+WRITTEN = ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "bf16"]
+FORMATS = [
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k"),
+    *("iq4_nl", "iq4_xs", "mxfp4", "nvfp4", "tq1_0", "tq2_0"),
+    *("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"),
+]
 
 
 def raw_blocks(rng: np.random.Generator, nbytes: int) -> np.ndarray:
-    """Return random blocks and the edge ones: all zeros, all ones (NaN scales), alternating bits, largest f16."""
+    """Return random blocks and the edge ones: all zeros, NaN scales, alternating bits, large f16."""
     edges = [np.full(nbytes, byte, np.uint8) for byte in (0x00, 0xFF, 0x55, 0xAA, 0x7B)]
     return np.stack([*rng.integers(0, 256, (6, nbytes), dtype=np.uint8), *edges])
 

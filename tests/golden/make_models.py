@@ -157,16 +157,14 @@ CASES = (
         rewrite=old_rope(without_theta(LLAMA3), 500.0)),
     Case("llama-bf16", "weights in bf16", LLAMA, dtype=torch.bfloat16),
     Case("llama-fp16", "weights in fp16", LLAMA, dtype=torch.float16),
-    Case("llama-sharded", "three files and an index; untied", LLAMA, shard="24KB"),
+    Case("llama-sharded", "three files and an index; untied", LLAMA, shard="32KB"),
 
     Case("gguf-llama-f32", "llama-llama3's values as llama.cpp stores them: permuted q and k, rope_freqs",
-         LLAMA | dict(
-        vocab_size=112, num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3), gguf="F32"),
+         LLAMA | dict(vocab_size=112, num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3), gguf="F32"),
     Case("gguf-llama-f16", "9 q and 3 kv heads, hidden 72, f16, tied, rope theta 100000", LLAMA | dict(
         vocab_size=112, hidden_size=72, num_attention_heads=9, num_key_value_heads=3,
         tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=100000.0)), gguf="F16"),
-    Case("gguf-llama-q8_0", "q8_0 matrices and embedding, hidden 64, intermediate 128, linear scaling by 2",
-         LLAMA | dict(
+    Case("gguf-llama-q8_0", "q8_0 matrices and embedding, hidden 64, intermediate 128, linear by 2", LLAMA | dict(
         vocab_size=112, hidden_size=64, num_hidden_layers=1, intermediate_size=128, tie_word_embeddings=True,
         rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0)), gguf="Q8_0"),
     Case("gguf-bert-f32", "an encoder as llama.cpp stores it",

@@ -143,8 +143,14 @@ def declare_blocks(
     return declare(DType(name, block, layout.itemsize, np.dtype(np.uint8)), unpack, pack)
 
 
-def _as_plain_f32(data: np.ndarray) -> bool:
-    return data.dtype == np.float32 and data.dtype.isnative
+def _flat(data: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return a storage buffer as (n,) values or (n, nbytes) blocks."""
+    return data.reshape(-1) if dtype.block == 1 else data.reshape(-1, dtype.nbytes)
+
+
+def _by_block(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Return float32 values as (n,) or (n, block)."""
+    return values.reshape(-1) if dtype.block == 1 else values.reshape(-1, dtype.block)
 
 
 def dense(x: Array | np.ndarray) -> np.ndarray:
@@ -158,15 +164,12 @@ def dense(x: Array | np.ndarray) -> np.ndarray:
     if isinstance(x, np.ndarray):
         return x
     dtype, data = x.dtype, x.data
-    if dtype.block == 1 and _as_plain_f32(data):
+    if data.dtype == np.float32:
         return data
     result = np.empty(x.shape, np.float32)
     unpack = _UNPACK[dtype.name]
-    if dtype.block == 1:
-        source, target, step = data.reshape(-1), result.reshape(-1), SLAB
-    else:
-        source, target = data.reshape(-1, dtype.nbytes), result.reshape(-1, dtype.block)
-        step = SLAB // dtype.block
+    source, target = _flat(data, dtype), _by_block(result, dtype)
+    step = SLAB // dtype.block
     # Scales that are infinite or NaN belong to the file; their products are not ours to warn about.
     with np.errstate(all="ignore"):
         for start in range(0, len(source), step):
@@ -190,11 +193,8 @@ def encode(values: np.ndarray, dtype: DType) -> Array:
         return Array(values, dtype, shape)
     data = np.empty(dtype.buffer_shape(shape), dtype.storage)
     pack = _PACK[dtype.name]
-    if dtype.block == 1:
-        source, target, step = values.reshape(-1), data.reshape(-1), SLAB
-    else:
-        source, target = values.reshape(-1, dtype.block), data.reshape(-1, dtype.nbytes)
-        step = SLAB // dtype.block
+    source, target = _by_block(values, dtype), _flat(data, dtype)
+    step = SLAB // dtype.block
     for start in range(0, len(source), step):
         slab = source[start : start + step]
         if dtype.block > 1 and not np.isfinite(slab).all():

@@ -39,7 +39,7 @@ def pack_planes(fields: np.ndarray, width: int, bits: int) -> np.ndarray:
 
 
 def scale_groups(scale: np.ndarray, quants: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Write scale (n, groups) times quants (n, values) into `out` and return it as (n, groups, values per group)."""
+    """Write scale (n, groups) times quants (n, values) into `out`; return that as (n, groups, each)."""
     n, groups = scale.shape
     grouped = out.reshape(n, groups, -1)
     np.multiply(

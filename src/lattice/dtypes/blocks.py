@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lattice.dtypes._dtype import declare_blocks, too_large
+from lattice.dtypes._dtype import DType, Pack, Unpack, declare_blocks, too_large
 from lattice.dtypes._planes import layout, pack_planes, planes, view
 
 VALUES = 32
@@ -30,15 +30,19 @@ def _column(field: np.ndarray) -> np.ndarray:
     return field.astype(np.float32)[:, None]
 
 
+def _has_high_bits(block_layout: np.dtype) -> bool:
+    return "high" in (block_layout.names or ())
+
+
 def _quants(block: np.ndarray) -> np.ndarray:
     """Return the unsigned quants (n, 32) of 4- and 5-bit blocks."""
     low = planes(block["quants"], 16, 4)
-    if "high" in block.dtype.names:
+    if _has_high_bits(block.dtype):
         low |= planes(block["high"], 1, 1) << 4  # bit i of the 32 belongs to value i
     return low
 
 
-def _unpack_centred(block_layout: np.dtype, zero: int):
+def _unpack_centred(block_layout: np.dtype, zero: int) -> Unpack:
     def unpack(blocks: np.ndarray, out: np.ndarray) -> None:
         block = view(blocks, block_layout)
         out[...] = _quants(block)
@@ -48,7 +52,7 @@ def _unpack_centred(block_layout: np.dtype, zero: int):
     return unpack
 
 
-def _unpack_affine(block_layout: np.dtype):
+def _unpack_affine(block_layout: np.dtype) -> Unpack:
     def unpack(blocks: np.ndarray, out: np.ndarray) -> None:
         block = view(blocks, block_layout)
         out[...] = _quants(block)
@@ -58,7 +62,7 @@ def _unpack_affine(block_layout: np.dtype):
     return unpack
 
 
-def _unpack_bytes(block_layout: np.dtype):
+def _unpack_bytes(block_layout: np.dtype) -> Unpack:
     def unpack(blocks: np.ndarray, out: np.ndarray) -> None:
         block = view(blocks, block_layout)
         out[...] = block["quants"]
@@ -68,7 +72,7 @@ def _unpack_bytes(block_layout: np.dtype):
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
-    """Return 1 / scale, and 0 where the scale is 0 or so small that its inverse is infinite (its f16 is 0 as well)."""
+    """Return 1 / scale, and 0 where that is infinite: such a scale is 0 in f16 as well."""
     with np.errstate(divide="ignore", over="ignore"):
         inverse = np.float32(1) / scale
     return np.where(np.isinf(inverse), np.float32(0), inverse)
@@ -85,7 +89,7 @@ def _to_f16(name: str, values: np.ndarray) -> np.ndarray:
 
 def _store_quants(block: np.ndarray, quants: np.ndarray) -> None:
     block["quants"] = pack_planes(quants & 15, 16, 4)
-    if "high" in block.dtype.names:
+    if _has_high_bits(block.dtype):
         block["high"] = pack_planes(quants >> 4, 1, 1)
 
 
@@ -93,7 +97,7 @@ def _bytes(block: np.ndarray) -> np.ndarray:
     return block.view(np.uint8).reshape(len(block), -1)
 
 
-def _pack_centred(name: str, block_layout: np.dtype, zero: int):
+def _pack_centred(name: str, block_layout: np.dtype, zero: int) -> Pack:
     def pack(values: np.ndarray) -> np.ndarray:
         # The value of largest magnitude, sign and all, becomes exactly -zero, the end with one step more.
         furthest = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)
@@ -107,7 +111,7 @@ def _pack_centred(name: str, block_layout: np.dtype, zero: int):
     return pack
 
 
-def _pack_affine(name: str, block_layout: np.dtype, steps: int):
+def _pack_affine(name: str, block_layout: np.dtype, steps: int) -> Pack:
     def pack(values: np.ndarray) -> np.ndarray:
         low = values.min(axis=1, keepdims=True)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -133,7 +137,7 @@ def _pack_q8_0(values: np.ndarray) -> np.ndarray:
     return _bytes(block)
 
 
-def _centred(name: str, block_layout: np.dtype, zero: int):
+def _centred(name: str, block_layout: np.dtype, zero: int) -> DType:
     return declare_blocks(
         name,
         VALUES,
@@ -143,7 +147,7 @@ def _centred(name: str, block_layout: np.dtype, zero: int):
     )
 
 
-def _affine(name: str, block_layout: np.dtype, steps: int):
+def _affine(name: str, block_layout: np.dtype, steps: int) -> DType:
     return declare_blocks(
         name, VALUES, block_layout, _unpack_affine(block_layout), _pack_affine(name, block_layout, steps)
     )

@@ -57,7 +57,7 @@ def _unpack_mxfp4(blocks: np.ndarray, out: np.ndarray) -> None:
 
 
 def _half_e4m3(code: np.ndarray) -> np.ndarray:
-    """Return half the value of unsigned e4m3 codes (bias 7; the top bit is ignored but in code 0x7f, read as 0)."""
+    """Return half the value of unsigned e4m3 codes (bias 7; code 0x7f is read as 0, the top bit ignored)."""
     exponent, mantissa = ((code >> 3) & 15).astype(np.int32), (code & 7).astype(np.float32)
     normal = np.ldexp(1 + mantissa / 8, exponent - 8)
     value = np.where(exponent == 0, np.ldexp(mantissa, -10), normal)

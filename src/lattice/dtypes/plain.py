@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from lattice.dtypes._dtype import DType, declare, too_large
+from lattice.dtypes._dtype import DType, Pack, Unpack, declare, too_large
 
 
 def _copy(values: np.ndarray, out: np.ndarray) -> None:
@@ -37,7 +37,7 @@ def _pack_f16(values: np.ndarray) -> np.ndarray:
     return result
 
 
-def _plain(name: str, storage: type, unpack=_copy, pack=None) -> DType:
+def _plain(name: str, storage: type, unpack: Unpack = _copy, pack: Pack | None = None) -> DType:
     stored = np.dtype(storage).newbyteorder("<")
     return declare(DType(name, 1, stored.itemsize, stored), unpack, pack)
 

@@ -24,7 +24,7 @@ from lattice.embed.batching import Packer, batches
 from lattice.embed.progress import progress
 from lattice.embed.settings import read_settings
 from lattice.embed.texts import Texts, open_texts
-from lattice.errors import LatticeWarning, expected
+from lattice.errors import LatticeError, LatticeWarning, expected
 from lattice.models import family
 from lattice.ops import Symbol, pool
 from lattice.program import Program, trace
@@ -198,13 +198,11 @@ class Encoder:
         return prompt
 
     def _need_texts(self) -> Texts:
-        if self._texts is None:
-            raise expected(
-                self._where, "a tokenizer", "no tokenizer.json", hint="hidden(tokens) works without a tokenizer"
-            )
+        if isinstance(self._texts, LatticeError):
+            raise self._texts
         return self._texts
 
-    def _too_long(self, lengths: list[int], texts: int) -> Exception:
+    def _too_long(self, lengths: list[int], texts: int) -> LatticeError:
         got = f"{len(lengths)} of {texts} longer, the longest {max(lengths)}"
         return expected("encode", f"texts of at most {self.max_tokens} tokens", got)
 

@@ -13,7 +13,7 @@ from lattice.embed.settings import Settings
 from lattice.errors import LatticeError, expected
 from lattice.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from lattice.weights import Checkpoint
-from lattice.weights.cache import cache_root
+from lattice.weights.sources import home
 
 
 @dataclass(frozen=True)
@@ -53,21 +53,25 @@ class Texts:
         return [*tokens[: self.before], *own, *tokens[len(tokens) - self.after :]]
 
 
-def open_texts(checkpoint: Checkpoint, settings: Settings, max_tokens: int) -> Texts | None:
-    """Return the texts side of a checkpoint, or None where it has no tokenizer."""
-    if checkpoint.kind == "gguf":
-        if "tokenizer.ggml.tokens" not in checkpoint.metadata:
-            return None
-        tokenizer = tokenizer_from_gguf(checkpoint.metadata, cache_root(), str(checkpoint.path))
-    elif (checkpoint.directory / "tokenizer.json").is_file():
-        tokenizer = load_tokenizer(checkpoint.directory)
-    else:
-        return None
+def open_texts(checkpoint: Checkpoint, settings: Settings, max_tokens: int) -> Texts | LatticeError:
+    """Return the texts side of a checkpoint, or the error to raise when a text is to be embedded."""
+    try:
+        tokenizer = _tokenizer(checkpoint)
+    except LatticeError as error:
+        return error
     before, after = _specials(tokenizer)
     if before + after >= max_tokens:
-        wanted = f"max_seq_length above the {before + after} special tokens"
-        raise expected("sentence_bert_config.json", wanted, max_tokens, kind=LatticeError)
+        return expected("encode", f"a longest text above the {before + after} special tokens", max_tokens)
     return Texts(tokenizer, settings, max_tokens, before, after)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    if checkpoint.kind == "gguf":
+        return tokenizer_from_gguf(checkpoint.metadata, home() / "tokenizers", str(checkpoint.path))
+    if not (checkpoint.directory / "tokenizer.json").is_file():
+        hint = "hidden(tokens) works without a tokenizer"
+        raise expected(str(checkpoint.directory), "a tokenizer", "no tokenizer.json", hint=hint)
+    return load_tokenizer(checkpoint.directory)
 
 
 def _specials(tokenizer: Tokenizer) -> tuple[int, int]:

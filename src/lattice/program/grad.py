@@ -14,15 +14,20 @@ from lattice.ops import Symbol, add
 from lattice.program.ir import Node, Program
 
 
-def gradients(program: Program, loss: Symbol, wrt: Sequence[Symbol]) -> list[Symbol]:
-    """Append the gradient of `loss` (shape (1,)) to the program and return it for each symbol of `wrt`.
+def gradients(program: Program, y: Symbol, wrt: Sequence[Symbol], dy: Symbol | None = None) -> list[Symbol]:
+    """Append to the program the gradient of sum(y * dy) by each symbol of `wrt`, and return these gradients.
 
-    Raises LatticeError where an op on the way has no gradient, or a symbol does not influence the loss.
+    `dy` has y's shape; without it y must be a loss, of shape (1,), and dy is 1. Raises LatticeError where an op on
+    the way has no gradient, or a symbol does not influence y.
     """
-    if loss.shape != (1,):
-        raise expected("grad", "a loss of shape (1,)", loss.shape)
+    if dy is None:
+        if y.shape != (1,):
+            raise expected("grad", "a loss of shape (1,), or dy", y.shape)
+        dy = program.constant(np.ones(1, np.float32))
+    elif dy.shape != y.shape:
+        raise expected("grad", f"dy of shape {y.shape}", dy.shape)
     wanted = _influenced(program, wrt)
-    collected: dict[int, Symbol] = {id(loss): program.constant(np.ones(1, np.float32))}
+    collected: dict[int, Symbol] = {id(y): dy}
     for node in reversed(list(program.nodes)):
         arriving = tuple(collected.get(id(output)) for output in node.outputs)
         needs = {name for name, symbol in node.inputs() if id(symbol) in wanted}
@@ -36,7 +41,7 @@ def gradients(program: Program, loss: Symbol, wrt: Sequence[Symbol]) -> list[Sym
             collected[id(target)] = gradient if known is None else add(known, gradient)
     for symbol in wrt:
         if id(symbol) not in collected:
-            raise expected("grad", "symbols that influence the loss", symbol.name)
+            raise expected("grad", "symbols that influence y", symbol.name)
     return [collected[id(symbol)] for symbol in wrt]
 
 

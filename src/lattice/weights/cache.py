@@ -16,10 +16,12 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from lattice.errors import LatticeError, SourceError, expected
 from lattice.weights._files import replacing, sync_directory
@@ -45,7 +47,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One fetched model: `path` is what `open_checkpoint` takes, `files` are relative to `directory / "files"`."""
+    """One fetched model: `path` is for `open_checkpoint`, `files` are relative to `directory / "files"`."""
 
     source: str
     directory: Path
@@ -82,7 +84,7 @@ def entry_key(source: str) -> str:
     return f"{plain}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _broken(directory: Path, wanted: str, got: object) -> SourceError:
+def _broken(directory: Path, wanted: str, got: object) -> LatticeError:
     hint = f"remove {directory} and fetch the model again"
     return expected(str(directory), wanted, got, hint=hint, kind=SourceError)
 
@@ -94,7 +96,7 @@ def _inside(name: object) -> bool:
 
 def _read_manifest(directory: Path) -> CacheEntry:
     try:
-        manifest = read_object(directory / MANIFEST, MAX_MANIFEST)
+        manifest: dict[str, Any] = read_object(directory / MANIFEST, MAX_MANIFEST)
         files = {name: FileRecord(**record) for name, record in manifest["files"].items()}
         numbers = [number for record in files.values() for number in (record.size, record.mtime_ns)]
         if not all(map(_inside, [*files, manifest["model"]])) or any(
@@ -146,7 +148,7 @@ def entries(home: Path) -> list[CacheEntry]:
 
 
 def verify(entry: CacheEntry, progress: Progress | None = None) -> None:
-    """Hash every file of an entry again; SourceError names the first that differs, else its time is recorded anew."""
+    """Hash every file of an entry again; SourceError names the first that differs, else times are renewed."""
     records = {}
     for name, record in entry.files.items():
         path = entry.directory / FILES / name
@@ -177,7 +179,7 @@ def remove(entry: CacheEntry) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`, which the system releases when the process dies."""
     with open(path, "a+b") as file:
-        if os.name == "nt":
+        if sys.platform == "win32":
             import msvcrt
 
             while True:

@@ -47,7 +47,7 @@ class Checkpoint:
         return self.files.shape(name)
 
     def tensor(self, name: str) -> Array:
-        """Return a tensor as a read-only view of the mapped file; FormatError where there is none of that name."""
+        """Return a tensor as a read-only view of the mapped file; FormatError where there is none."""
         return self.files.tensor(name)
 
     def release(self, name: str) -> None:

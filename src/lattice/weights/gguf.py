@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lattice.dtypes import BY_NAME, Array, DType
-from lattice.errors import FormatError, expected
+from lattice.errors import FormatError, LatticeError, expected
 from lattice.weights._files import map_file, release_pages
 
 MAX_DIMENSIONS = 4
@@ -36,10 +36,10 @@ STRING_WINDOW = 1 << 20
 
 # The type ids of ggml that name a format in use; ids missing here were removed from ggml or never given.
 TENSOR_TYPES = {
-    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1", 10: "q2_k", 11: "q3_k",
-    12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s",
-    20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64", 28: "f64",
-    29: "iq1_m", 30: "bf16", 34: "tq1_0", 35: "tq2_0", 39: "mxfp4", 40: "nvfp4", 41: "q1_0",
+    0: "f32", 1: "f16", 2: "q4_0", 3: "q4_1", 6: "q5_0", 7: "q5_1", 8: "q8_0", 9: "q8_1", 10: "q2_k",
+    11: "q3_k", 12: "q4_k", 13: "q5_k", 14: "q6_k", 15: "q8_k", 16: "iq2_xxs", 17: "iq2_xs", 18: "iq3_xxs", 19: "iq1_s",
+    20: "iq4_nl", 21: "iq3_s", 22: "iq2_s", 23: "iq4_xs", 24: "i8", 25: "i16", 26: "i32", 27: "i64",
+    28: "f64", 29: "iq1_m", 30: "bf16", 34: "tq1_0", 35: "tq2_0", 39: "mxfp4", 40: "nvfp4", 41: "q1_0",
 }  # fmt: skip
 
 # Value types of the metadata: id -> little-endian struct code of the numbers; 7 bool, 8 string, 9 array.
@@ -63,7 +63,7 @@ class _Reader:
         self.mapping, self.where, self.end, self.at = mapping, where, len(mapping), 0
         self.objects = 0
 
-    def refuse(self, wanted: str, got: object, hint: str | None = None) -> FormatError:
+    def refuse(self, wanted: str, got: object, hint: str | None = None) -> LatticeError:
         return expected(self.where, wanted, f"{got} at byte {self.at}", hint=hint, kind=FormatError)
 
     def take(self, size: int, what: str) -> bytes:
@@ -72,12 +72,15 @@ class _Reader:
         self.at += size
         return self.mapping[self.at - size : self.at]
 
+    def integer(self, code: str, what: str) -> int:
+        return int(self.number(code, what))
+
     def number(self, code: str, what: str) -> int | float:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code), what))[0]
 
     def count(self, smallest: int, what: str) -> int:
         """Read a u64 count of things of at least `smallest` bytes each."""
-        count = self.number("Q", what)
+        count = self.integer("Q", what)
         if count > (self.end - self.at) // smallest:
             raise self.refuse(f"{what} that fits the file", count)
         return count
@@ -120,7 +123,7 @@ class _Reader:
         return values.astype(bool)
 
     def _array(self, key: str, depth: int) -> object:
-        kind = self.number("I", f"array type of {key}")
+        kind = self.integer("I", f"array type of {key}")
         if kind not in _SMALLEST:
             raise self.refuse(f"a value type of 0 to 12 for {key}", kind)
         if depth > MAX_ARRAY_DEPTH:
@@ -173,7 +176,7 @@ def _read_preamble(reader: _Reader) -> tuple[int, int, int]:
     magic = reader.take(4, "magic")
     if magic != b"GGUF":
         raise reader.refuse("the magic GGUF", repr(magic))
-    version = reader.number("I", "version")
+    version = reader.integer("I", "version")
     if version in (0x02000000, 0x03000000):
         raise reader.refuse(
             "a little-endian file", "a big-endian one", "convert it on a little-endian machine"
@@ -192,13 +195,18 @@ def _read_metadata(reader: _Reader, entries: int) -> dict[str, object]:
         key = reader.name("key", 65535)
         if key in metadata:
             raise reader.refuse("metadata keys once each", f"{key!r:.80} again")
-        metadata[key] = reader.value(reader.number("I", f"type of {key}"), key)
+        metadata[key] = reader.value(reader.integer("I", f"type of {key}"), key)
     return metadata
+
+
+def valid_alignment(alignment: int) -> bool:
+    """Return whether tensors may be aligned so: a power of two from 8 up to 65536."""
+    return 8 <= alignment <= MAX_ALIGNMENT and alignment & (alignment - 1) == 0
 
 
 def _alignment(reader: _Reader, metadata: dict[str, object]) -> int:
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    if type(alignment) is not int or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+    if type(alignment) is not int or not valid_alignment(alignment):
         raise reader.refuse(f"general.alignment a power of two, 8 to {MAX_ALIGNMENT}", f"{alignment!r:.40}")
     return alignment
 
@@ -216,13 +224,13 @@ def _check_split(reader: _Reader, metadata: dict[str, object]) -> None:
 def _read_tensor_info(reader: _Reader) -> tuple[str, tuple[int, ...], DType, int]:
     """Return name, row-major shape, dtype and offset within the data section."""
     name = reader.name("tensor name", 1024)
-    dimensions = reader.number("I", f"dimension count of {name}")
+    dimensions = reader.integer("I", f"dimension count of {name}")
     if dimensions > MAX_DIMENSIONS:
         raise reader.refuse(f"at most {MAX_DIMENSIONS} dimensions for {name}", dimensions)
-    sizes = [reader.number("Q", f"dimensions of {name}") for _ in range(dimensions)]
+    sizes = [reader.integer("Q", f"dimensions of {name}") for _ in range(dimensions)]
     if 0 in sizes or math.prod(sizes) > MAX_VALUES:
         raise reader.refuse(f"dimensions of at least 1 and at most 2**48 values for {name}", sizes)
-    type_id = reader.number("I", f"type of {name}")
+    type_id = reader.integer("I", f"type of {name}")
     dtype = BY_NAME.get(TENSOR_TYPES.get(type_id, ""))
     if dtype is None:
         raise reader.refuse(
@@ -233,7 +241,7 @@ def _read_tensor_info(reader: _Reader) -> tuple[str, tuple[int, ...], DType, int
         raise reader.refuse(
             f"rows of a multiple of {dtype.block} values for {name} in {dtype}", f"shape {shape}"
         )
-    return name, shape, dtype, reader.number("Q", f"offset of {name}")
+    return name, shape, dtype, reader.integer("Q", f"offset of {name}")
 
 
 def _read_table(reader: _Reader, tensors: int, alignment: int) -> dict[str, _Entry]:

@@ -67,8 +67,10 @@ def _tensor_info(name: str, array: Array, offset: int) -> bytes:
 
 
 def write_gguf(path: Path | str, metadata: dict[str, object], tensors: dict[str, Array]) -> None:
-    """Write metadata and tensors (in the order given) to `path`; `general.alignment` is honoured, 32 if absent."""
-    alignment = int(metadata.get("general.alignment", DEFAULT_ALIGNMENT))
+    """Write metadata and tensors (in the order given); `general.alignment` is honoured, 32 if absent."""
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if not isinstance(alignment, int) or not valid_alignment(alignment):
+        raise expected("write_gguf", "general.alignment a power of two, 8 to 65536", alignment)
     head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         kind, raw = _value(key, value)
@@ -81,5 +83,5 @@ def write_gguf(path: Path | str, metadata: dict[str, object], tensors: dict[str,
     with replacing(Path(path)) as file:
         file.write(header + bytes(-len(header) % alignment))
         for array in tensors.values():
-            file.write(array.data.reshape(-1).view(np.uint8))
+            file.write(memoryview(array.data.reshape(-1).view(np.uint8)))
             file.write(bytes(-array.nbytes % alignment))

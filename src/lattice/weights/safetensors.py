@@ -36,7 +36,7 @@ _NAMES = {dtype.name: name for name, dtype in _DTYPES.items() if name != "BOOL"}
 _UNREAD = {"U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}
 
 
-def _refuse(where: str, wanted: str, got: object, hint: str | None = None) -> FormatError:
+def _refuse(where: str, wanted: str, got: object, hint: str | None = None) -> LatticeError:
     return expected(where, wanted, got, hint=hint, kind=FormatError)
 
 
@@ -119,7 +119,7 @@ def _parse_header(data: np.ndarray, where: str) -> tuple[dict[str, str], dict[st
 
 
 class SafetensorsFile:
-    """One mapped .safetensors file: `names`, `metadata`, and `tensor(name)`, a read-only view of the mapping."""
+    """One mapped .safetensors file: `names`, `metadata`, and `tensor(name)`, a read-only view of it."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -147,7 +147,7 @@ class SafetensorsFile:
         return entry.end - entry.begin
 
     def tensor(self, name: str) -> Array:
-        """Return a tensor as a view of the file (BOOL as u8); copied only where the file left it unaligned."""
+        """Return a tensor as a view of the file (BOOL as u8), or a copy where it is not aligned there."""
         entry = self._entry(name)
         dtype: DType | None = _DTYPES.get(entry.type_name)
         if dtype is None:
@@ -268,4 +268,4 @@ def save_safetensors(
     with replacing(Path(path)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(tensors[name].data.reshape(-1).view(np.uint8))
+            file.write(memoryview(tensors[name].data.reshape(-1).view(np.uint8)))

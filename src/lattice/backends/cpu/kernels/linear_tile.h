@@ -19,7 +19,8 @@ int64_t form_bytes(Form form, int64_t k);            // bytes of one token in th
 
 int most_tokens(DType weights);                      // tokens that one call takes at most
 int most_panels(DType weights, int tokens);          // panels that one call takes best at that many tokens
-constexpr int group_panels = 8;                      // no call takes more
+constexpr int group_values = 768;                    // no call makes more: panels * 16 * tokens
+constexpr int group_tokens = 12;                     // a multiple of every most_tokens
 
 struct Product {
   const uint8_t* panel;                              // the first panel; the others follow it

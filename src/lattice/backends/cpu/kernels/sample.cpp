@@ -3,7 +3,7 @@
 // The draw walks the tokens in descending order of probability (ties: the lower id first) until the running sum passes
 // u * total, where u is a hash of (seed, position). Nothing is sorted for that: the tokens above a limit are gathered
 // (the limit falls until they hold enough mass, or top_k of them), and the place in their order is found by halving.
-// Weights exp(x - max) of gathered tokens and all sums over tokens are doubles.
+// Weights exp(x - max) are floats, running sums doubles.
 //
 // With as many rows as threads each thread takes whole rows; with fewer, all threads share each row in chunks.
 #include <algorithm>
@@ -127,27 +127,33 @@ struct Row {
     return index;
   }
 
+  // Weights exp(x - top) of the vector at i, 0 where min_p drops them or the row has ended. One formula for the total
+  // and for the candidates, so that both agree to the bit.
+  vf weights(int64_t i, int64_t end) const {
+    vf v = set1(lowest);
+    if (i + lanes <= end) {
+      v = load(x + i);
+    } else {
+      alignas(64) float padded[lanes];
+      store(padded, v);
+      for (int64_t j = i; j < end; ++j) padded[j - i] = x[j];
+      v = load(padded);
+    }
+    const vf weight = exp(v - set1(top));
+    return select(weight < set1(min_p), zero(), weight);
+  }
+
   // Second pass, needed where no top_k bounds the candidates: the mass of all tokens.
   void weigh(int64_t number) {
     best();
     if (greedy() || top_k > 0) return;
     const int64_t end = std::min(vocab, (number + 1) * chunk);
-    const vf highest = set1(top), least = set1(min_p);
-    auto kept = [&](vf v) {
-      const vf weight = exp(v - highest);
-      return select(weight < least, zero(), weight);
-    };
     double sum = 0;
     for (int64_t block = number * chunk; block < end; block += 512) {
       const int64_t stop = std::min(end, block + 512);
       vf part = zero();
-      int64_t i = block;
-      for (; i + lanes <= stop; i += lanes) part = part + kept(load(x + i));
+      for (int64_t i = block; i < stop; i += lanes) part = part + weights(i, stop);
       sum += double(reduce_add(part));
-      for (; i < stop; ++i) {
-        const double weight = std::exp(double(x[i] - top));
-        if (weight >= double(min_p)) sum += weight;
-      }
     }
     chunks[number].sum = sum;
   }
@@ -156,17 +162,20 @@ struct Row {
   int64_t gather(float limit, double& mass) {
     int64_t count = 0;
     mass = 0;
-    auto add = [&](int64_t i) {
-      const double weight = std::exp(double(x[i] - top));
-      if (!(x[i] >= limit) || weight == 0 || weight < double(min_p)) return;
-      candidates[count++] = {weight, x[i], int32_t(i)};
-      mass += weight;
-    };
-    int64_t i = 0;
-    for (; i + lanes <= vocab; i += lanes)
-      for (uint32_t left = ~bits(load(x + i) < set1(limit)) & ((1u << lanes) - 1); left; left &= left - 1)
-        add(i + __builtin_ctz(left));
-    for (; i < vocab; ++i) add(i);
+    for (int64_t i = 0; i < vocab; i += lanes) {
+      const int used = int(std::min<int64_t>(lanes, vocab - i));
+      const vf v = used == lanes ? load(x + i) : load_n(x + i, used);
+      uint32_t left = ~bits(v < set1(limit)) & ((1u << used) - 1);
+      if (!left) continue;
+      alignas(64) float weight[lanes];
+      store(weight, weights(i, vocab));
+      for (; left; left &= left - 1) {
+        const int lane = __builtin_ctz(left);
+        if (!(weight[lane] > 0)) continue;
+        candidates[count++] = {double(weight[lane]), x[i + lane], int32_t(i + lane)};
+        mass += double(weight[lane]);
+      }
+    }
     return count;
   }
 
@@ -177,7 +186,7 @@ struct Row {
     for (int64_t c = 0; c < chunk_count; ++c) total += chunks[c].sum;
     const bool cut = top_p < 1.0f;
     int64_t count = 0;
-    for (float depth : {8.0f, 16.0f, 32.0f, std::numeric_limits<float>::infinity()}) {
+    for (float depth : {4.0f, 8.0f, 16.0f, 32.0f, std::numeric_limits<float>::infinity()}) {
       count = gather(top - depth, mass);
       if (top_k > 0 ? count >= top_k : mass > total * (cut ? double(top_p) : u)) break;
     }

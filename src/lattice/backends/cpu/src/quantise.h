@@ -37,7 +37,7 @@ inline void quantise(const float* x, Quantised& record) {
     total = total + q;
   }
   const float sum = reduce_add(total);                                 // whole, at most 4064 in magnitude; or NaN
-  record.d = sum == sum ? largest * (1.0f / 127.0f) : sum;
+  record.d = sum == sum ? largest / 127.0f : sum;
   record.sum = record.d * sum;
   const int32_t whole = sum == sum ? int32_t(sum) : 0;
   record.minus_8 = -8 * whole;
@@ -46,6 +46,16 @@ inline void quantise(const float* x, Quantised& record) {
 
 inline void quantise_row(const float* x, int64_t k, Quantised* records) {
   for (int64_t i = 0; i < k; i += 32) quantise(x + i, *records++);
+}
+
+// The row as bf16, padded to an even count with zero: activations of vdpbf16ps.
+inline void bf16_row(const float* x, int64_t k, uint16_t* out) {
+  int64_t i = 0;
+#if defined(__AVX512BF16__)
+  for (; i + lanes <= k; i += lanes) _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(load(x + i).v));
+#endif
+  for (; i < k; i++) out[i] = to_bf16(x[i]);
+  if (k % 2) out[k] = 0;
 }
 
 }  // namespace lattice

@@ -1,0 +1,8 @@
+"""Tokenizers and chat templates: one adapter over the `tokenizers` library, streams of text, Jinja in a sandbox."""
+
+from lattice.tokenizers.chat import ChatTemplate, TemplateError
+from lattice.tokenizers.gguf import tokenizer_from_gguf
+from lattice.tokenizers.stream import Decoder
+from lattice.tokenizers.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = ["ChatTemplate", "Decoder", "TemplateError", "Tokenizer", "load_tokenizer", "tokenizer_from_gguf"]

@@ -1,0 +1,477 @@
+"""The Jinja environment in which chat templates run, and the budget that every render spends.
+
+A chat template is code from a model file. Jinja's immutable sandbox keeps it from objects that it must not reach, but
+bounds neither time nor memory, so this module adds:
+
+* a deadline, checked by a trace function of the rendering thread: at every line of the template's own code and at every
+  call of a Python function below it. Loops inside C cannot be interrupted that way, so nothing that C loops over may
+  be large:
+* every string, list, tuple and dict is bounded where it is built (`+ ~ * % **`, literals, filters, methods, captured
+  blocks and macros), before the memory is taken where the size can be told beforehand. What is assigned is therefore
+  always bounded, and one render may build `BUILT` characters in all, assigned or thrown away;
+* lists of what may be called: filters, methods and attributes by name, everything else is refused.
+
+This file imports Jinja (60 ms); `chat.py` imports it when a template is compiled.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import operator
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes, pass_environment
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.parser import Parser
+from jinja2.runtime import Macro, TemplateReference, Undefined
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Cycler, Joiner, Namespace
+
+SOURCE = 64 << 10  # bytes of a template
+OUTPUT = 1 << 20  # characters of a rendering, and of any one value
+BUILT = 16 << 20  # characters of all values that one render builds
+NODE = 8  # what one item of a container weighs, in characters: 131,072 items are a full value
+INTEGER_BITS = 4096  # of a product or power
+SECONDS = 0.2
+FILENAME = "<chat template>"
+
+
+class Stop(BaseException):
+    """A limit was reached. Not an Exception: Jinja's own filters catch those and go on."""
+
+
+class Budget(threading.local):
+    """What the render of this thread may still spend; templates are shared between threads, budgets are not."""
+
+    deadline = float("inf")
+    built = 0
+
+    def start(self, seconds: float) -> None:
+        """Begin a render that may take `seconds`."""
+        self.deadline, self.built = time.perf_counter() + seconds, 0
+
+    def check_time(self) -> None:
+        """Raise `Stop` when the render has taken too long."""
+        if time.perf_counter() > self.deadline:
+            self.deadline = float("-inf")  # should the exception be lost, the next check raises again
+            raise Stop(f"a render within {SECONDS * 1000:.0f} ms", "a template that runs longer")
+
+    def take(self, size: int) -> None:
+        """Account for a value of `size` characters that is about to be built, or was."""
+        if size > OUTPUT:
+            raise Stop(f"values of at most {OUTPUT} characters", "a larger one")
+        self.built += size
+        if self.built > BUILT:
+            raise Stop(f"at most {BUILT} characters built in one render", "more")
+
+
+def weigh(value: object) -> int:
+    """Return the size of a value in characters, shared parts counted each time they are met, at most a little over OUTPUT."""
+    if isinstance(value, str):
+        return len(value)
+    if not isinstance(value, (list, tuple, dict)):
+        return NODE
+    total = 0
+    stack: list[Any] = [value]
+    while stack and total <= OUTPUT:
+        item = stack.pop()
+        if isinstance(item, str):
+            total += len(item) + NODE
+        elif isinstance(item, dict):
+            total += NODE * (1 + len(item))
+            if total <= OUTPUT:
+                stack.extend(item)
+                stack.extend(item.values())
+        elif isinstance(item, (list, tuple)):
+            total += NODE * (1 + len(item))
+            if total <= OUTPUT:
+                stack.extend(item)
+        else:
+            total += NODE
+    return total
+
+
+class Tracer:
+    """Checks the deadline from the interpreter's trace hook while one render or compilation of this thread runs."""
+
+    def __init__(self, budget: Budget):
+        self.budget = budget
+
+    def __enter__(self) -> None:
+        self.previous = sys.gettrace()  # a debugger's or a coverage tool's, given back afterwards
+        sys.settrace(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self.previous)
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        self.budget.check_time()
+        # Lines are followed in the template only: a library's loops call something for every item.
+        return self._line if frame.f_code.co_filename == FILENAME else None
+
+    def _line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
+        self.budget.check_time()
+        return self._line
+
+
+class _Code(CodeGenerator):
+    """Generates calls of the environment around what the sandbox does not intercept itself."""
+
+    def _wrapped(self, name: str, visit: Callable[..., None], node: nodes.Node, frame: Frame) -> None:
+        self.write(f"environment.{name}(")
+        visit(node, frame)
+        self.write(")")
+
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._wrapped("bounded", super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._wrapped("bounded", super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx == "load":
+            self._wrapped("bounded", super().visit_Tuple, node, frame)
+        else:  # the target of an assignment
+            super().visit_Tuple(node, frame)
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        # A comparison is one C call, so the deadline is checked before each; its operands are bounded.
+        self._wrapped("checked", super().visit_Compare, node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self.write("environment.joined((")
+        for argument in node.nodes:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write("))")
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}` marks the assistant's tokens for training elsewhere; here its body is rendered as it is."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: Any = None,
+    sort_keys: bool = False,
+) -> str:
+    # As transformers defines it for templates: Jinja's own would escape < > & ' for HTML.
+    indentation = indent if isinstance(indent, int) else len(indent or "")
+    depth, level = 0, [value]
+    while level and indentation:  # bound the indentation: items x depth x width
+        level = [c for v in level if isinstance(v, (dict, list, tuple)) for c in _children(v)]
+        depth += 1
+    if weigh(value) // NODE * depth * abs(indentation) > 8 * OUTPUT:
+        raise Stop(f"values of at most {OUTPUT} characters", "a larger JSON text")
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _children(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _replaced(text: Any, old: Any, new: Any, count: Any = None) -> int:
+    """Return the length of `text` with `old` replaced by `new`."""
+    text, old, new = str(text), str(old), str(new)
+    found = text.count(old)
+    if count is not None and int(count) >= 0:
+        found = min(found, int(count))
+    return len(text) + found * max(0, len(new) - len(old))
+
+
+def _sum(values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
+    total = start
+    for value in values:
+        item = value[attribute] if attribute is not None else value
+        if not isinstance(item, (int, float)) or not isinstance(total, (int, float)):
+            raise Stop("sum of numbers", type(item).__name__)
+        total = total + item
+    return total
+
+
+def _strftime_now(pattern: str) -> str:
+    # Widths ("%1000000d") would let the C library fill memory.
+    if len(pattern) > 200 or not re.fullmatch(r"(?:[^%]|%-?[A-Za-z%])*", pattern):
+        raise Stop("a strftime pattern of at most 200 characters without widths", repr(pattern)[:60])
+    return datetime.datetime.now().strftime(pattern)
+
+
+def _dict(*arguments: Any, **items: Any) -> dict[Any, Any]:
+    return dict(*arguments, **items)
+
+
+# Filters that a template may use, each checked before and after: those of Jinja that public templates need and that do
+# not build more than a small multiple of their input, and our own of the others.
+_PLAIN_FILTERS = (
+    "abs attr capitalize count d default dictsort e escape first float forceescape groupby int items last length list lower "
+    "map max min random reject rejectattr reverse safe select selectattr sort string title trim unique upper wordcount"
+).split()
+_METHODS = {
+    str: "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace "
+    "istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip "
+    "split splitlines startswith strip swapcase title upper",
+    dict: "copy get items keys values",
+    list: "copy count index",
+    tuple: "count index",
+}
+_ALLOWED = {kind: frozenset(names.split()) for kind, names in _METHODS.items()}
+_NO_METHODS = (int, float, type(None))
+_RUNTIME = (Cycler, Joiner, Macro, Namespace, Undefined, jinja2.runtime.LoopContext)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """The environment of one template: Jinja's immutable sandbox with bounds (see the module's docstring)."""
+
+    code_generator_class = _Code
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
+
+    def __init__(self, raise_exception: Callable[[str], Any]):
+        self.budget = Budget()
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # folding constants would run a hostile expression while compiling
+            finalize=_finalize,
+            extensions=[jinja2.ext.loopcontrols, _Generation],
+            cache_size=0,
+        )
+        self.globals.pop("lipsum")
+        self.globals.update(raise_exception=raise_exception, strftime_now=_strftime_now, dict=_dict)
+        own: dict[str, Callable[..., Any]] = {
+            "tojson": _tojson,
+            "sum": _sum,
+            "batch": self.filters["batch"],
+            "slice": self.filters["slice"],
+            "join": self.filters["join"],
+            "indent": self.filters["indent"],
+            "center": self.filters["center"],
+            "replace": self.filters["replace"],
+            "round": self.filters["round"],
+            "format": _no_format,
+        }
+        plain = {name: self.filters[name] for name in _PLAIN_FILTERS}
+        self.filters = {name: self._guarded(name, function) for name, function in (plain | own).items()}
+        # `operator.eq` and the like are C functions, which the tracer does not see.
+        self.tests = {
+            name: _python(test) if getattr(operator, getattr(test, "__name__", ""), None) is test else test
+            for name, test in self.tests.items()
+        }
+
+    # ---- what generated code calls --------------------------------------------------------------------------
+
+    def bounded(self, value: Any) -> Any:
+        """Return a freshly built value unchanged, or stop where it is too large."""
+        self.budget.take(weigh(value))
+        return value
+
+    def checked(self, value: Any) -> Any:
+        """Return a value unchanged; calling this is what lets the tracer look at the clock."""
+        return value
+
+    def joined(self, values: Iterable[Any]) -> str:
+        """Return `a ~ b ~ c`."""
+        texts = [self._text(value) for value in values]
+        self.budget.take(sum(map(len, texts)))
+        return "".join(texts)
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """Return the text of a captured block, a macro or a call; Jinja's runtime and generated code use it."""
+        gathered, size = [], 0
+        for part in parts:
+            size += len(part)
+            if size > OUTPUT:
+                break
+            gathered.append(part)
+        self.budget.take(size)
+        return "".join(gathered)
+
+    def _text(self, value: Any) -> str:
+        if not isinstance(value, str):
+            self.budget.take(weigh(value))
+        return str(value)
+
+    # ---- what the sandbox asks ------------------------------------------------------------------------------
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute `left operator right` for + * ** %, refusing what builds without bound."""
+        if operator == "+":
+            if not isinstance(left, (int, float)):
+                self.budget.take(weigh(left) + weigh(right))
+        elif not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
+            raise Stop(f"numbers on both sides of {operator}", f"{type(left).__name__} {operator} {type(right).__name__}")
+        elif isinstance(left, int) and isinstance(right, int) and operator != "%":
+            factor = abs(right) if operator == "**" else 1
+            bits = left.bit_length() * factor + (right.bit_length() if operator == "*" else 0)
+            if bits > INTEGER_BITS:
+                raise Stop(f"integers of at most {INTEGER_BITS} bits", "a larger product or power")
+        return super().call_binop(context, operator, left, right)
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Say whether a template may read `obj.attr`: listed methods of data, and the parts of Jinja's own objects."""
+        if not isinstance(attr, str) or attr.startswith("_") or isinstance(obj, (type, *_NO_METHODS)):
+            return False
+        for kind, names in _ALLOWED.items():
+            if isinstance(obj, kind):
+                return attr in names or (attr in ("grouper", "list") and type(obj).__name__ == "_GroupTuple")
+        if isinstance(obj, (*_RUNTIME, TemplateReference)):
+            return super().is_safe_attribute(obj, attr, value)
+        return False
+
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
+        """Call what a template calls: its macros, our functions and the listed methods, within the budget."""
+        # The double underscores keep these names apart from the keywords that a template passes on.
+        self, context, function = __self, __context, __obj
+        receiver = getattr(function, "__self__", None)
+        name = getattr(function, "__name__", "")
+        if isinstance(receiver, (str, list, tuple, dict)):
+            if isinstance(receiver, str) and name == "replace":
+                self.budget.take(_replaced(receiver, *args[:3]))
+            elif isinstance(receiver, str) and name == "join":
+                args = (self._gather(args[0], len(receiver)), *args[1:])
+            elif name in ("split", "rsplit", "splitlines", "partition", "copy"):
+                self.budget.take(weigh(receiver))
+            value = super(Sandbox, self).call(context, function, *args, **kwargs)
+            return value if isinstance(value, (bool, int)) or name == "get" else self._result(value)
+        return self._result(super(Sandbox, self).call(context, function, *args, **kwargs))
+
+    def _result(self, value: Any) -> Any:
+        if isinstance(value, (str, list, tuple, dict)):
+            self.budget.take(weigh(value))
+        return value
+
+    def _gather(self, values: Iterable[Any], separator: int) -> list[Any]:
+        """Return the items of an iterable that is about to be joined, stopping where they grow too large."""
+        gathered, size = [], 0
+        for value in values:
+            gathered.append(value)
+            size += weigh(value) + separator
+            if size > OUTPUT:
+                break
+        self.budget.take(size)
+        return gathered
+
+    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        before = _BEFORE.get(name)
+
+        def guarded(*args: Any, **kwargs: Any) -> Any:
+            if before is not None:
+                args = before(self, *args, **kwargs)
+            for value in args:
+                if isinstance(value, (str, list, tuple, dict)) and weigh(value) > OUTPUT:
+                    raise Stop(f"values of at most {OUTPUT} characters", f"a larger one for the filter {name}")
+            return self._result(function(*args, **kwargs))
+
+        # Jinja passes the context or the environment first to functions that carry its mark.
+        mark = getattr(function, "jinja_pass_arg", None)
+        if mark is not None:
+            guarded.jinja_pass_arg = mark  # type: ignore[attr-defined]
+        if getattr(function, "jinja_async_variant", False):
+            # The synchronous function sits inside a wrapper that asks for the environment; templates here are never async.
+            guarded.__name__ = name
+        return guarded
+
+
+@pass_environment
+def _finalize(environment: Sandbox, value: Any) -> Any:
+    # Every `{{ ... }}` passes here; only containers cost a walk.
+    return value if isinstance(value, str) else environment._text(value)
+
+
+def _python(function: Callable[..., bool]) -> Callable[..., bool]:
+    def test(*args: Any) -> bool:
+        return function(*args)
+
+    return test
+
+
+def _no_format(*_: Any, **__: Any) -> str:
+    raise Stop("no filter `format`", "a use of it")
+
+
+# ---- bounds of single filters, taken before they run; `first` is what Jinja passes before the value --------------
+
+
+def _split_first(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    passed = 1 if args and hasattr(args[0], "eval_ctx") or type(args[0]).__name__ in ("EvalContext", "Sandbox") else 0
+    return args[:passed], args[passed:]
+
+
+def _before_join(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    first, rest = _split_first(args)
+    separator = rest[1] if len(rest) > 1 else kwargs.get("d", "")
+    return (*first, sandbox._gather(rest[0], len(str(separator))), *rest[1:])
+
+
+def _before_replace(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    _, rest = _split_first(args)
+    names = ("s", "old", "new", "count")
+    given = dict(zip(names, rest, strict=False)) | kwargs
+    sandbox.budget.take(_replaced(sandbox._text(given["s"]), given["old"], given["new"], given.get("count")))
+    return args
+
+
+def _width(limit: int, position: int, keyword: str) -> Callable[..., tuple[Any, ...]]:
+    def before(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        _, rest = _split_first(args)
+        width = rest[position] if len(rest) > position else kwargs.get(keyword, 0)
+        size = len(width) if isinstance(width, str) else abs(int(width or 0))
+        if size > limit:
+            raise Stop(f"{keyword} of at most {limit}", size)
+        if keyword == "width" and isinstance(rest[0], str):
+            sandbox.budget.take(len(rest[0]) + size * (1 + rest[0].count("\n")))
+        return args
+
+    return before
+
+
+def _before_text(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    _, rest = _split_first(args)
+    sandbox._text(rest[0])
+    return args
+
+
+_BEFORE: Mapping[str, Callable[..., tuple[Any, ...]]] = {
+    "join": _before_join,
+    "replace": _before_replace,
+    "indent": _width(1000, 1, "width"),
+    "center": _width(10_000, 1, "width"),
+    "batch": _width(100_000, 1, "linecount"),
+    "slice": _width(100_000, 1, "slices"),
+    "round": _width(100, 1, "precision"),
+    "tojson": _width(16, 2, "indent"),
+    "string": _before_text,
+    "escape": _before_text,
+    "e": _before_text,
+}
+
+
+def render(sandbox: Sandbox, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
+    """Return the text of a template, within `SECONDS` and `OUTPUT`; raises `Stop` past a limit."""
+    sandbox.budget.start(SECONDS)
+    with Tracer(sandbox.budget):
+        return sandbox.concat(_parts(template, variables))
+
+
+def _parts(template: jinja2.Template, variables: Mapping[str, Any]) -> Iterator[str]:
+    # `Template.render` would catch and rewrite every exception, which reads source files.
+    return template.root_render_func(template.new_context(dict(variables)))

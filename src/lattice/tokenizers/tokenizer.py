@@ -1,0 +1,255 @@
+"""Text to token ids and back: one adapter over the `tokenizers` library.
+
+It reads a directory's tokenizer.json with the settings beside it, gives ids as lists of Python ints, and turns what the
+library throws at hostile files or texts into errors of ours. Truncation and padding that a file has switched on are
+switched off: cutting is asked for, never done in silence. Not here: vocabularies inside GGUF files (`gguf.py`), and
+rendering chat templates (`chat.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tokenizers import Tokenizer as Library
+
+from lattice.errors import FormatError, LatticeError, expected
+from lattice.tokenizers._files import read_bytes, read_settings
+from lattice.tokenizers.chat import ChatTemplate
+from lattice.tokenizers.stream import Decoder, StreamPlan
+
+LIMIT = 128 << 20  # bytes of a tokenizer.json; the largest in use are near 40 MiB
+_NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer; every method may be called from several threads.
+
+    `library` is the `tokenizers` object; `special` has the texts of special tokens by role ("bos_token", ...);
+    `prefix` and `suffix` are ids added around a text beyond what the library's post-processor adds; `max_tokens` is
+    the file's own idea of a longest input, or None; `templates` are the chat templates by name, usually "default".
+    """
+
+    library: Library
+    special: Mapping[str, str] = field(default_factory=dict)
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    max_tokens: int | None = None
+    cut: str = "right"  # the side that truncation removes
+    templates: Mapping[str, str] = field(default_factory=dict)
+
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
+        """Return the ids of `text`, with the special tokens of a whole input unless `add_special` is false."""
+        return self.encode_batch([text], add_special)[0]
+
+    def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[list[int]]:
+        """Return the ids of each text; the library works in parallel and without the interpreter's lock."""
+        ids = [encoding.ids for encoding in self._encodings(texts, add_special)]
+        if add_special and (self.prefix or self.suffix):
+            return [[*self.prefix, *row, *self.suffix] for row in ids]
+        return ids
+
+    def encode_truncated(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], int]:
+        """Return the ids of each text cut to at most `max_tokens`, special tokens kept, and how many were cut."""
+        room = max_tokens - self.count_special
+        if room < 0:
+            raise expected("tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens)
+        rows, truncated = [], 0
+        for encoding in self._encodings(texts, False):
+            if len(encoding.ids) > room:
+                encoding.truncate(room, direction=self.cut)
+                truncated += 1
+            whole = _guarded("tokenizer", "a text that can be tokenised", lambda e=encoding: self.library.post_process(e))
+            rows.append([*self.prefix, *whole.ids, *self.suffix])
+        return rows, truncated
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Return the text of `ids`; ids past the vocabulary (a padded embedding has them) have no text."""
+        listed = [int(token) for token in ids]
+        if listed and (min(listed) < 0 or max(listed) >= 2**32):
+            raise expected("tokenizer", "token ids of at least 0 and below 2**32", [min(listed), max(listed)])
+        return _guarded(
+            "tokenizer", "ids that decode", lambda: self.library.decode(listed, skip_special_tokens=skip_special)
+        )
+
+    def stream(self, skip_special: bool = True) -> Decoder:
+        """Return a decoder for ids that arrive one by one."""
+        return self._stream_plan.start(skip_special)
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token's own text, or None."""
+        return self.library.token_to_id(token)
+
+    def id_to_token(self, token: int) -> str | None:
+        """Return the vocabulary's text of an id (byte-level alphabets as they are stored), or None."""
+        return self.library.id_to_token(token) if 0 <= token < 2**32 else None
+
+    def chat_template(self, name: str = "default") -> ChatTemplate:
+        """Return the model's chat template, compiled; raises LatticeError where it has none of that name."""
+        if name not in self.templates:
+            found = ", ".join(self.templates) or "no chat template"
+            raise expected(
+                "tokenizer",
+                f"a chat template named {name!r}",
+                found,
+                hint="chat_template.jinja or tokenizer_config.json holds it; base models have none",
+            )
+        others = {role: text for role, text in self.special.items() if role not in ("bos_token", "eos_token")}
+        return ChatTemplate(
+            self.templates[name], bos=self.special.get("bos_token"), eos=self.special.get("eos_token"), special=others
+        )
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Tokens, added ones included."""
+        return self.library.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that decoding skips."""
+        return frozenset(i for i, token in self.library.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def count_special(self) -> int:
+        """Special tokens that `encode` adds to a text."""
+        return self.library.num_special_tokens_to_add(is_pair=False) + len(self.prefix) + len(self.suffix)
+
+    @property
+    def bos(self) -> int | None:
+        """Id of the token that begins a sequence, or None."""
+        return self._role("bos_token")
+
+    @property
+    def eos(self) -> int | None:
+        """Id of the token that ends a sequence, or None."""
+        return self._role("eos_token")
+
+    @property
+    def pad(self) -> int | None:
+        """Id of the padding token, or None."""
+        return self._role("pad_token")
+
+    def _role(self, name: str) -> int | None:
+        text = self.special.get(name)
+        return None if text is None else self.library.token_to_id(text)
+
+    @cached_property
+    def _stream_plan(self) -> StreamPlan:
+        return StreamPlan(self.library, self.special_ids)
+
+    def _encodings(self, texts: Sequence[str], add_special: bool) -> list[Any]:
+        for text in texts:
+            if not isinstance(text, str):
+                raise expected("tokenizer", "texts", type(text).__name__)
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
+        return _guarded(
+            "tokenizer",
+            "a text that can be tokenised",
+            lambda: self.library.encode_batch_fast(list(texts), add_special_tokens=add_special),
+        )
+
+
+def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError) -> Result:
+    """Return `work()`, turning the library's errors into ours; a panic in Rust is a BaseException."""
+    try:
+        return work()
+    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise expected(where, wanted, f"{type(error).__name__}: {str(error)[:200]}", kind=kind) from None
+
+
+def parse_library(data: bytes, where: str = "tokenizer.json") -> Library:
+    """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it is none."""
+    library = _guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
+    library.no_truncation()
+    library.no_padding()
+    return library
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Return the tokenizer of a directory that holds tokenizer.json; raises FormatError for malformed files.
+
+    tokenizer_config.json, special_tokens_map.json and chat_template.jinja are read where they exist.
+    """
+    directory = Path(path)
+    source = directory / "tokenizer.json"
+    if not source.is_file():
+        raise expected(
+            "tokenizer",
+            f"tokenizer.json in {directory.name or directory}",
+            "none",
+            hint="models with only vocab.txt, merges.txt or tokenizer.model are not read; convert them to tokenizer.json",
+            kind=FormatError,
+        )
+    library = parse_library(read_bytes(source, LIMIT))
+    settings = read_settings(directory / "tokenizer_config.json")
+    mapped = read_settings(directory / "special_tokens_map.json")
+    return assemble(library, {**mapped, **settings}, _templates(directory, settings))
+
+
+def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[str, str]) -> Tokenizer:
+    """Return a Tokenizer of a library object and the settings of a tokenizer_config.json."""
+    special = {name: text for name in _NAMES if (text := _token_text(settings.get(name), name)) is not None}
+    ids = library.encode("a", add_special_tokens=True).ids
+    prefix, suffix = (), ()
+    if settings.get("add_bos_token") is True:
+        bos = _added(library, special, "bos_token")
+        prefix = () if ids[:1] == [bos] else (bos,)
+    if settings.get("add_eos_token") is True:
+        eos = _added(library, special, "eos_token")
+        suffix = () if ids[-1:] == [eos] else (eos,)
+    longest = settings.get("model_max_length")
+    return Tokenizer(
+        library,
+        special,
+        prefix,
+        suffix,
+        # transformers writes 10**30 for "no limit"
+        int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
+        "left" if settings.get("truncation_side") == "left" else "right",
+        templates,
+    )
+
+
+def _token_text(value: Any, name: str) -> str | None:
+    if isinstance(value, dict):  # an AddedToken
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise expected("tokenizer_config.json", f"{name} as text", type(value).__name__, kind=FormatError)
+    return value
+
+
+def _added(library: Library, special: Mapping[str, str], name: str) -> int:
+    found = library.token_to_id(special[name]) if name in special else None
+    if found is None:
+        raise expected("tokenizer_config.json", f"a {name} of the vocabulary to add", special.get(name), kind=FormatError)
+    return found
+
+
+def _templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    given = settings.get("chat_template")
+    templates: dict[str, str] = {}
+    if isinstance(given, str):
+        templates["default"] = given
+    elif isinstance(given, list):
+        for item in given:
+            named = isinstance(item, dict) and isinstance(item.get("name"), str)
+            if not named or not isinstance(item.get("template"), str):
+                raise expected("tokenizer_config.json", "chat templates with name and template", item, kind=FormatError)
+            templates[item["name"]] = item["template"]
+    elif given is not None:
+        raise expected("tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError)
+    file = directory / "chat_template.jinja"
+    if file.exists():
+        data = read_bytes(file, 1 << 20)
+        templates["default"] = _guarded(file.name, "UTF-8 text", data.decode, FormatError)
+    return templates
