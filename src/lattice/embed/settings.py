@@ -4,7 +4,6 @@
     1_Pooling/config.json                   how token states become one vector
     sentence_bert_config.json               the longest text, lower case
     config_sentence_transformers.json       prompts
-    tokenizer_config.json                   which side of a long text is cut
     a GGUF's metadata                       bert.pooling_type (0 none, 1 mean, 2 cls, 3 last)
 
 None of them is required: what is missing is named when it is needed. What is there but not understood is an error now.
@@ -39,7 +38,6 @@ class Settings:
     normalized: bool = False  # the model ends in a Normalize module: its vectors are meant to have unit length
     max_tokens: int | None = None  # None: as many as the model has positions
     lower_case: bool = False
-    cut_left: bool = False  # a long text loses its beginning, not its end
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
 
@@ -70,12 +68,10 @@ def read_settings(checkpoint: Checkpoint) -> Settings:
     if checkpoint.kind == "gguf":
         return _from_gguf(checkpoint.metadata)
     directory = checkpoint.directory
-    tokenizer = _optional(directory / "tokenizer_config.json")
     return Settings(
         **_modules(directory),
         **_transformer(_optional(directory / "sentence_bert_config.json")),
         **_prompts(_optional(directory / "config_sentence_transformers.json")),
-        cut_left=tokenizer.get("truncation_side") == "left",
     )
 
 

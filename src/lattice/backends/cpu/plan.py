@@ -49,7 +49,7 @@ class CpuPlan(Plan):
         self.inputs = self._input_buffers(bound)
         self.layout = place(program, self._bytes)
         self.arena = core.memory(self.layout.peak)
-        self.limits = dict(_limits(program))
+        self.limits = _limits(program)
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.handle = self._build(weights, state)
         self.counts = np.zeros(3, np.int32)
@@ -131,6 +131,12 @@ class CpuPlan(Plan):
                 self._write(symbol, np.asarray(value), counts)
         for index, name in enumerate(COUNT_NAMES):
             self.counts[index] = counts.get(name, 0)
+        if step is not None:
+            _check_ragged("offsets", step.offsets, counts.get("T", 0), least=1)
+            if len(step.rows) and not 0 <= np.min(step.rows) <= np.max(step.rows) < counts["T"]:
+                raise expected("cpu", f"rows from 0 to {counts['T'] - 1}", np.asarray(step.rows).tolist())
+        if sampling is not None:
+            _check_ragged("history_offsets", sampling.history_offsets, len(sampling.history), least=0)
 
     def _write(self, symbol: Symbol, value: np.ndarray, counts: dict[str, int]) -> None:
         buffer = self.inputs[symbol.name]
@@ -187,6 +193,13 @@ def run_plans(plans: Sequence[CpuPlan]) -> None:
         raise core.error("a step that runs")
 
 
+def _check_ragged(name: str, offsets: np.ndarray, total: int, least: int) -> None:
+    """Raise unless offsets lead from 0 to `total` in parts of at least `least`."""
+    parts = np.diff(offsets)
+    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != total or (len(parts) and parts.min() < least):
+        raise expected("cpu", f"{name} from 0 to {total} in steps of at least {least}", np.asarray(offsets).tolist())
+
+
 def _flat_arguments(node: Node) -> Iterator[Symbol | None]:
     """Yield the inputs of a node, a Step or Sampling expanded to its fields."""
     for argument in node.args:
@@ -218,13 +231,23 @@ def _weight_tensor(weight: Placed) -> Tensor:
     return _describe(weight.address, weight.dtype, weight.shape, -1, weight.layout)
 
 
-def _limits(program: Program) -> Iterator[tuple[str, int]]:
-    """Yield (input, exclusive limit) for inputs that address memory: what is checked before every step."""
+def _limits(program: Program) -> dict[str, int]:
+    """Return (exclusive) limits of inputs that address memory: they are checked before every step."""
+    limits: dict[str, int] = {}
+
+    def bound(symbol: Symbol, limit: int) -> None:
+        limits[symbol.name] = min(limit, limits.get(symbol.name, limit))
+
     for node in program.nodes:
-        arguments = dict(node.inputs())
+        arguments = dict(zip(node.op.inputs, node.args, strict=True))
         if node.op.name == "embedding":
-            yield arguments["ids"].name, arguments["table"].shape[0]
+            bound(arguments["ids"], arguments["table"].shape[0])
+        elif node.op.name == "take_rows" and isinstance(arguments["x"].shape[0], int):
+            bound(arguments["rows"], arguments["x"].shape[0])
         elif node.op.name == "append_kv":
-            step = node.args[node.op.inputs.index("step")]
-            yield step.page_table.name, arguments["k_pages"].shape[0]
-            yield step.positions.name, step.page_table.shape[1] * PAGE_TOKENS
+            step = arguments["step"]
+            bound(step.page_table, arguments["k_pages"].shape[0])
+            bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
+        elif node.op.name == "sample":
+            bound(arguments["sampling"].history, arguments["logits"].shape[-1])
+    return limits

@@ -58,6 +58,10 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
     for (int t = 0; t < T; t++) sum[v][t] = zero();
   auto step = [&](int64_t i, int e) __attribute__((always_inline)) {
     vf value[V];
+    if constexpr (T > 1 && FAHEAD > 0) if (e == 0) {
+      LATTICE_UNROLL
+      for (int p = 0; p < P; p++) if (bytes == 64 || i % 2 == 0) prefetch(w[p] + i / pair * bytes + FAHEAD);
+    }
     LATTICE_UNROLL
     for (int v = 0; v < V; v++)
       value[v] = weight<D>(w[v / panel_vectors] + i / pair * bytes + v % panel_vectors * (bytes / panel_vectors), e);
@@ -163,6 +167,11 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
         const uint8_t* base = at + (v + g) / panel_vectors * panel;
         bytes[g] = base + head + half * block + g % panel_vectors * vector_bytes;
         scales[g] = base + half * 32 + g % panel_vectors * (2 * lanes);
+      }
+      if constexpr (T > 1 && QAHEAD > 0) {
+        LATTICE_UNROLL
+        for (int g = 0; g < G; g += panel_vectors)
+          for (int line = 0; line < block + head / 2; line += 64) prefetch(bytes[g] + QAHEAD + line);
       }
       auto place = [&](int g, int t) __attribute__((always_inline)) { return a.out + t * a.out_stride + (v + g) * lanes; };
       add_block<D, G, T>(
