@@ -1,6 +1,6 @@
-"""Imports inside the package point one way: the table below is the architecture, and this holds every file to it.
+"""Imports inside the package point one way: the table below is the architecture, held against every file.
 
-Every import statement counts: inside a function, under TYPE_CHECKING, relative, or import_module of a written-out name.
+Every import counts: inside a function, under TYPE_CHECKING, relative, or import_module of a written-out name.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ def reach(name: str) -> set[str]:
     return found - NEVER.get(name, set())
 
 
-def imported(tree: ast.AST, module: list[str]) -> Iterator[str]:
-    """Yield the dotted name of everything that the source of `module` (its package, for relative imports) imports."""
+def imported(tree: ast.AST, package: list[str]) -> Iterator[str]:
+    """Yield the dotted name of everything imported; `package` is what relative imports start from."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = module[: len(module) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             base = base + (node.module.split(".") if node.module else [])
             yield from (".".join([*base, alias.name]) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
@@ -73,9 +73,8 @@ def violations(path: Path, source: str) -> list[str]:
     found = []
     for name in imported(ast.parse(source), ["lattice", *path.parts[:-1]]):
         parts = name.split(".")
-        if parts[0] != "lattice" or (
-            layer in ("vectors", "transport") and f"{name}.".startswith(f"{NATIVE}.")
-        ):
+        native = layer in ("vectors", "transport") and f"{name}.".startswith(f"{NATIVE}.")
+        if parts[0] != "lattice" or native:
             continue
         target = parts[1] if len(parts) > 1 and parts[1] in ARROWS else "lattice"
         if target not in reach(layer) and not (target == "lattice" and layer in FACADE):
@@ -86,9 +85,8 @@ def violations(path: Path, source: str) -> list[str]:
 def test_every_import_points_the_right_way():
     files = sorted(PACKAGE.rglob("*.py"))
     assert files
-    assert [
-        line for path in files for line in violations(path.relative_to(PACKAGE), path.read_text("utf-8"))
-    ] == []
+    found = [violations(path.relative_to(PACKAGE), path.read_text("utf-8")) for path in files]
+    assert [line for lines in found for line in lines] == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The public names of `lattice`, pinned, and what its source never does: run code from a file or hide settings."""
+"""The public names of `lattice`, pinned, and what no source does: run code from data, hide settings."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ PUBLIC = ("LatticeError", "LatticeWarning", "__version__", "load", "load_encoder
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {"eval", "exec", "compile", "hasattr"}
 ENVIRONMENT = {"environ", "environb", "getenv", "putenv"}
+KEYWORDS = {"allow_pickle", "trust_remote_code"}
 READS_ENVIRONMENT = {"weights/sources.py"}
 
 
@@ -38,9 +39,8 @@ def forbidden(path: str, source: str) -> list[str]:
             found.append(f"{path}: {node.func.id}()")
         elif isinstance(node, ast.Attribute) and node.attr in ENVIRONMENT and path not in READS_ENVIRONMENT:
             found.append(f"{path}: os.{node.attr}")
-        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "trust_remote_code"):
-            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
-                found.append(f"{path}: {node.arg}")
+        elif isinstance(node, ast.keyword) and node.arg in KEYWORDS and ast.unparse(node.value) != "False":
+            found.append(f"{path}: {node.arg}")
         found += [f"{path}: import {name}" for name in names if name.split(".")[0] in MODULES]
     return found
 

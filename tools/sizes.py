@@ -1,7 +1,7 @@
 """Print the lines of every source file and the sums against the budgets of the house.
 
-A file of more than 600 lines is an error (400 is a full one). A sum over its budget is marked: the budgets say when to
-look for what could be shared or dropped, not when to stop. Blank lines and comments count: they are read too.
+A file of more than 600 lines is an error (400 is a full one). A sum over its budget is marked: the budgets
+say when to look for what could be shared or dropped, not when to stop. Blank lines and comments count too.
 """
 
 from __future__ import annotations

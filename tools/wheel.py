@@ -1,7 +1,7 @@
-"""Check the wheel in a folder: one file for every Python of this platform, with everything that users need in it.
+"""Check the wheel in a folder: one file for every Python of this platform, with all that users need in it.
 
-The scalar library is opened, and the one that it calls the best for this processor; the others would run initialisers
-that this processor may not know.
+The scalar library is opened, and the one that it calls the best for this processor; the others would run
+initialisers that this processor may not know.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def test_block_formats_refuse_scales_beyond_f16(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0"])
 def test_blocks_too_small_for_any_scale_become_zeros(name: str) -> None:
-    # The inverse of such a scale is infinite in float32; the reference's result is undefined there, ours is not.
+    # The inverse of such a scale is infinite in float32: undefined in the reference, but not here.
     values = np.where(np.arange(32) % 2, np.float32(1e-41), np.float32(-1e-41))[None]
     assert not dense(encode(values, BY_NAME[name])).any()
 

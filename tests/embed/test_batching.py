@@ -1,4 +1,8 @@
+"""Ragged steps."""
+
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -21,7 +25,7 @@ def test_every_text_is_in_one_batch_and_no_batch_is_over_budget(lengths, budget)
 @given(lengths, st.integers(1, 80))
 def test_batches_are_full_but_for_the_next_text(lengths, budget):
     made = list(batches(lengths, budget))
-    for batch, following in zip(made, made[1:], strict=False):
+    for batch, following in pairwise(made):
         assert sum(lengths[i] for i in batch) + lengths[following[0]] > budget
 
 

@@ -1,12 +1,14 @@
+"""What the files beside a checkpoint say about embedding."""
+
 from __future__ import annotations
 
 from types import SimpleNamespace
 
 import pytest
+from tiny_models import write_json
 
 from lattice.embed.settings import read_settings
 from lattice.errors import LatticeError
-from tests.embed.conftest import write_json
 
 
 def settings(directory):
@@ -55,7 +57,10 @@ def test_other_pooling_is_refused_by_name(tmp_path, config, named):
 
 
 def test_the_pooling_folder_is_the_one_that_modules_json_names(tmp_path):
-    write_json(tmp_path / "modules.json", [{"path": "", "type": "a.Transformer"}, {"path": "9_P", "type": "a.Pooling"}])
+    write_json(
+        tmp_path / "modules.json",
+        [{"path": "", "type": "a.Transformer"}, {"path": "9_P", "type": "a.Pooling"}],
+    )
     write_json(tmp_path / "9_P" / "config.json", {"pooling_mode_cls_token": True})
     write_json(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_mean_tokens": True})
     found = settings(tmp_path)
@@ -118,7 +123,9 @@ def test_pooling_of_a_gguf(number, mode):
     assert read_settings(SimpleNamespace(kind="gguf", metadata=metadata)).need_pooling("model") == mode
 
 
-@pytest.mark.parametrize(("extra", "named"), [({}, "no bert.pooling_type"), ({"bert.pooling_type": 4}, "pooling_type 4")])
+@pytest.mark.parametrize(
+    ("extra", "named"), [({}, "no bert.pooling_type"), ({"bert.pooling_type": 4}, "pooling_type 4")]
+)
 def test_a_gguf_without_pooling_says_which_key(extra, named):
     metadata = {"general.architecture": "bert", **extra}
     with pytest.raises(LatticeError, match=named):

@@ -17,7 +17,7 @@ sentences_smollm2.npz   informational: SmolLM2-135M-Instruct (Q4_1) through llam
     prompt_i            ids of a prompt, no template
     greedy_i            the 16 ids of greedy decoding
     margin_i            (16,) the lead of each over the second, in logits
-    logits_i            (vocab,) float16 after the prompt
+    top_i, top_logits_i (32,) the best ids after the prompt, best first, and their logits
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sentences(directory: str, text: str) -> None:
     texts = [lines[index] for index in chosen]
     ids, vectors = [], []
     for line in texts:
-        features = model.tokenize([line])
+        features = model.preprocess([line])
         ids.append(features["input_ids"][0].numpy().astype(np.int32))
         vectors.append(model.encode(line, normalize_embeddings=True, show_progress_bar=False))
     (HERE / "sentences.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
@@ -88,7 +88,8 @@ def smollm2(path: str) -> None:
         for step in range(16):
             logits = np.ctypeslib.as_array(model._ctx.get_logits_ith(-1), shape=(model.n_vocab(),)).copy()
             if step == 0:
-                values[f"logits_{index}"] = logits.astype(np.float16)
+                best = np.argsort(-logits, kind="stable")[:32].astype(np.int32)
+                values |= {f"top_{index}": best, f"top_logits_{index}": logits[best]}
             first, second = np.sort(logits)[:-3:-1]
             greedy.append(int(logits.argmax()))
             margins.append(first - second)

@@ -1,6 +1,7 @@
 """The command line: one file a command, each a thin layer over the public Python surface.
 
-Nothing but typer is imported here, and each command imports what it needs when it runs: `lattice --help` stays quick.
+Nothing but typer is imported here, and each command imports what it needs when it runs: `lattice --help`
+stays quick.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ app = typer.Typer(
     name="lattice",
     cls=Group,
     help="Embed text and chat with transformer models, on plain CPUs.",
-    epilog=example('lattice embed "a cat" "a kitten" "a train"', 'lattice run "Why is the sky blue?"', "lattice chat"),
+    epilog=example(
+        'lattice embed "a cat" "a kitten" "a train"', 'lattice run "Why is the sky blue?"', "lattice chat"
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help costs a tenth of a second, boxes cost half a second
@@ -33,16 +36,17 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
 ) -> None:
     pass
 
 
-for module in (embed, run, chat, pull, list, bench, doctor):
+for module in (embed, run, chat, pull, list, eval, bench, doctor):
     module.register(app)
-eval.register(app)
 
 
 def main() -> None:
     """Run the command line on the process's arguments."""
-    app()
+    app(prog_name="lattice")

@@ -41,7 +41,14 @@ class Group(TyperGroup):
                 raise typer.Exit(130) from None
 
 
-def _show_warning(message: Warning | str, category: type[Warning], *where: Any) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: IO[str] | None = None,
+    line: str | None = None,
+) -> None:
     if issubclass(category, LatticeWarning):
         typer.echo(f"{style('warning:', sys.stderr, fg='yellow', bold=True)} {message}", err=True)
 
@@ -91,7 +98,9 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -166,4 +175,6 @@ def read_text(file: str) -> str:
     except OSError as error:
         raise LatticeError(f"[{file}] expected a readable file, got {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise LatticeError(f"[{file}] expected text in UTF-8, got {error.reason} at byte {error.start}") from None
+        raise LatticeError(
+            f"[{file}] expected text in UTF-8, got {error.reason} at byte {error.start}"
+        ) from None

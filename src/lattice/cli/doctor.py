@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,17 @@ LIBRARIES = {
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("doctor", epilog=example("lattice doctor", "lattice doctor --json"))(doctor)
+    app.command(
+        "doctor",
+        short_help="Describe this machine and name what is missing.",
+        epilog=example("lattice doctor", "lattice doctor --json"),
+    )(doctor)
 
 
 def doctor(json: bool = JSON) -> None:
     """Describe this machine as Lattice sees it, measure its memory bandwidth, and name what is missing."""
     report: dict[str, Any] = {"problems": []}
-    report |= _python(report["problems"])
+    report |= _python()
     report["cpu"] = _cpu(report["problems"])
     report["libraries"] = _libraries(report["problems"])
     report["models"] = _models(report["problems"])
@@ -43,18 +46,21 @@ def doctor(json: bool = JSON) -> None:
         raise typer.Exit(1)
 
 
-def _python(problems: list[str]) -> dict[str, Any]:
+def _python() -> dict[str, Any]:
     from lattice import __version__
 
-    if sys.version_info < (3, 11):
-        problems.append("Python 3.11 or newer is needed")
     return {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
 
 
 def _cpu(problems: list[str]) -> dict[str, Any]:
     from lattice.backends.cpu import bandwidth, best_target, cores, targets
 
-    cpu: dict[str, Any] = {"name": _processor(), "cores": cores(), "memory_bytes": _memory(), "targets": targets()}
+    cpu: dict[str, Any] = {
+        "name": _processor(),
+        "cores": cores(),
+        "memory_bytes": _memory(),
+        "targets": targets(),
+    }
     try:
         with waiting("measuring memory bandwidth"):
             return cpu | {"target": best_target(), "bandwidth_gb_s": round(bandwidth(), 2)}
@@ -97,7 +103,9 @@ def _models(problems: list[str]) -> list[dict[str, Any]]:
     from lattice.weights.sources import cached
 
     try:
-        return [{"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)} for entry in cached()]
+        return [
+            {"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)} for entry in cached()
+        ]
     except LatticeError as error:
         problems.append(f"the model cache: {error}")
         return []
@@ -106,7 +114,11 @@ def _models(problems: list[str]) -> list[dict[str, Any]]:
 def _print(report: dict[str, Any]) -> None:
     cpu, models = report["cpu"], report["models"]
     memory = "unknown" if cpu["memory_bytes"] is None else size(cpu["memory_bytes"])
-    measured = "not measured" if cpu["bandwidth_gb_s"] is None else f"{cpu['bandwidth_gb_s']:.1f} GB/s read by all cores"
+    measured = (
+        "not measured"
+        if cpu["bandwidth_gb_s"] is None
+        else f"{cpu['bandwidth_gb_s']:.1f} GB/s read by all cores"
+    )
     cached = f"{len(models)}, {size(sum(model['bytes'] for model in models))}"
     rows = [
         ("lattice", report["version"]),
@@ -115,7 +127,10 @@ def _print(report: dict[str, Any]) -> None:
         ("target", f"{cpu['target'] or 'none'}  (installed: {', '.join(cpu['targets']) or 'none'})"),
         ("memory", memory),
         ("bandwidth", measured),
-        ("libraries", ", ".join(f"{name} {found or 'MISSING'}" for name, found in report["libraries"].items())),
+        (
+            "libraries",
+            ", ".join(f"{name} {found or 'MISSING'}" for name, found in report["libraries"].items()),
+        ),
         ("models", cached + "".join(f"\n{'':11}{model['source']}" for model in models)),
     ]
     for name, value in rows:

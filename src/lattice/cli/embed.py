@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from lattice.cli._app import DTYPE, JSON, MODEL_HELP, dim, emit, example, fetch, read_text, style, table, waiting
+from lattice.cli._app import (
+    DTYPE,
+    JSON,
+    MODEL_HELP,
+    dim,
+    emit,
+    example,
+    fetch,
+    read_text,
+    style,
+    table,
+    waiting,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +33,21 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "embed",
+        short_help="Turn texts into vectors.",
         epilog=example('lattice embed "a cat" "a kitten" "a train"', "lattice embed --file lines.txt --json"),
     )(embed)
 
 
 def embed(
-    texts: list[str] = typer.Argument(None, metavar="TEXT...", help="Texts to embed."),
+    texts: list[str] | None = typer.Argument(None, metavar="TEXT", help="Texts to embed."),
     model: str = typer.Option("minilm", "--model", "-m", help=f"{MODEL_HELP} minilm."),
-    file: str = typer.Option(None, "--file", "-f", help="One text a line; - is standard input."),
-    prompt: str = typer.Option(None, "--prompt", help="Which of the model's prompts goes before each text."),
-    dimensions: int = typer.Option(None, "--dimensions", help="Shorten the vectors to this many numbers."),
+    file: str | None = typer.Option(None, "--file", "-f", help="One text a line; - is standard input."),
+    prompt: str | None = typer.Option(
+        None, "--prompt", help="Which of the model's prompts goes before each text."
+    ),
+    dimensions: int | None = typer.Option(
+        None, "--dimensions", help="Shorten the vectors to this many numbers."
+    ),
     normalize: bool = typer.Option(True, "--normalize/--no-normalize", help="Scale vectors to unit length."),
     dtype: str = DTYPE,
     json: bool = JSON,
@@ -40,7 +57,7 @@ def embed(
     if file is not None:
         listed += read_text(file).splitlines()
     if not listed:
-        raise typer.BadParameter("nothing to embed: give texts, or --file", param_hint="TEXT...")
+        raise typer.BadParameter("nothing to embed: give texts, or --file", param_hint="TEXT")
     import lattice
 
     path = fetch(model)
@@ -81,5 +98,8 @@ def _cosines(vectors: np.ndarray) -> str:
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     numbers = [str(number) for number in range(1, len(vectors) + 1)]
     rows = [["cosine", *numbers]]
-    rows += [[number, *(f"{value:.3f}" for value in row)] for number, row in zip(numbers, unit @ unit.T, strict=True)]
+    rows += [
+        [number, *(f"{value:.3f}" for value in row)]
+        for number, row in zip(numbers, unit @ unit.T, strict=True)
+    ]
     return table(rows, frozenset(range(len(rows[0]))))

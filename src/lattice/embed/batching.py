@@ -1,7 +1,7 @@
-"""Texts of all lengths into ragged steps: as many sequences a step as its token budget holds, none of them padded.
+"""Texts of all lengths into ragged steps: as many sequences as a token budget holds, none of them padded.
 
-Sequences are taken from the longest to the shortest, so that those of one step are about equally long and the last
-steps are the cheap ones. A sequence's vector does not depend on the step it is in; only speed does.
+Sequences are taken from the longest to the shortest, so that those of one step are about equally long and the
+last steps are the cheap ones. A sequence's vector does not depend on the step it is in; only speed does.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Packer:
         self.zeros = np.zeros(tokens, np.int32)
         self.pages = np.zeros((tokens, 1), np.int32)
 
-    def step(self, sequences: Sequence[Sequence[int]]) -> Step:
+    def step(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Step:
         """Return the step of these sequences, each from position 0; together at most the packer's tokens."""
         if len(sequences) == 1:
             tokens = np.array(sequences[0], np.int32)

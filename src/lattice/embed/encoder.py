@@ -1,8 +1,8 @@
 """The encoder: texts to vectors, and tokens to hidden states.
 
-A text is tokenised, cut to the model's longest if need be, run beside others in ragged steps, pooled, optionally
-shortened (Matryoshka, Kusupati et al., 2022, arXiv:2205.13147: the first numbers of a vector are a smaller vector) and
-scaled to unit length:
+A text is tokenised, cut to the model's longest if need be, run beside others in ragged steps, pooled,
+optionally shortened (Matryoshka, Kusupati et al., 2022, arXiv:2205.13147: the first numbers of a vector are a
+smaller vector) and scaled to unit length:
 
     v = pool(hidden)[:dimensions];   v / max(|v|, 1e-12)
 
@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,9 @@ from lattice.tokenizers import Tokenizer
 from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
-STEP_TOKENS = 512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
+STEP_TOKENS = (
+    512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
+)
 SLICE = 4096  # texts tokenised at a time
 
 
@@ -41,8 +44,8 @@ def load_encoder(
 ) -> Encoder:
     """Return the encoder that `source` names (a path, `org/name`, `pypi:...` or an alias such as "minilm").
 
-    `dimensions` shortens every vector (for models trained for it). Raises LatticeError where the source cannot be
-    found, the model is not understood, or the device or dtype is not offered.
+    `dimensions` shortens every vector (for models trained for it). Raises LatticeError where the source
+    cannot be found, the model is not understood, or the device or dtype is not offered.
     """
     backend = _backend(device)
     return Encoder(open_model(resolve(source), family), backend, dtype=dtype, dimensions=dimensions)
@@ -56,7 +59,7 @@ def _backend(device: str) -> Backend:
 
 
 class Encoder:
-    """A loaded encoder: `dimensions` numbers a vector, `max_tokens` tokens of a text. Threads may share it."""
+    """A loaded encoder: vectors of `dimensions`, texts of at most `max_tokens`. Threads may share it."""
 
     def __init__(
         self, opened: OpenModel, backend: Backend, *, dtype: str = "auto", dimensions: int | None = None
@@ -83,7 +86,7 @@ class Encoder:
         """Return the model's tokenizer; LatticeError where its files have none."""
         return self._need_texts().tokenizer
 
-    # ---- texts -----------------------------------------------------------------------------------------------------
+    # ---- texts ---------------------------------------------------------------------------------------------
     def encode(
         self,
         texts: str | Sequence[str],
@@ -96,18 +99,18 @@ class Encoder:
     ) -> np.ndarray:
         """Return the vectors of `texts`, (n, dimensions) float32; of one str, (dimensions,).
 
-        `prompt_name` picks one of the model's prompts. A text longer than `max_tokens` is cut, special tokens kept, and
-        one LatticeWarning says how many were; with truncate=False it is an error. Progress is shown when asked for, or
-        for many texts on a terminal.
+        `prompt_name` picks one of the model's prompts. A text longer than `max_tokens` is cut, special tokens
+        kept, and one LatticeWarning says how many were; with truncate=False it is an error. Progress is shown
+        when asked for, or for many texts on a terminal.
         """
         return self._encode(texts, prompt_name, normalize, dimensions, truncate, show_progress)
 
-    def encode_query(self, texts: str | Sequence[str], **options: object) -> np.ndarray:
-        """Return `encode` of texts that are searched with, behind the model's prompt "query" if it has one."""
+    def encode_query(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Return `encode` of texts to search with, behind the model's "query" prompt if it has one."""
         return self._encode(texts, self.settings.first_prompt("query"), **options)
 
-    def encode_document(self, texts: str | Sequence[str], **options: object) -> np.ndarray:
-        """Return `encode` of texts that are found, behind the model's "document", "passage" or "corpus" prompt."""
+    def encode_document(self, texts: str | Sequence[str], **options: Any) -> np.ndarray:
+        """Return `encode` of texts to be found, behind the model's "document", "passage" or "corpus" one."""
         return self._encode(texts, self.settings.first_prompt("document", "passage", "corpus"), **options)
 
     def _encode(
@@ -121,8 +124,7 @@ class Encoder:
     ) -> np.ndarray:
         self.settings.need_pooling(self._where)
         source, size, prompt = self._need_texts(), self._size(dimensions), self._prompt(prompt_name)
-        single = isinstance(texts, str)
-        listed = [texts] if single else _listed(texts)
+        listed = [texts] if isinstance(texts, str) else _listed(texts)
         slice_size = SLICE if truncate else max(1, len(listed))  # nothing is run where an error is due
         vectors = np.empty((len(listed), self.hidden_size), np.float32)
         long: list[int] = []
@@ -136,7 +138,7 @@ class Encoder:
         if long:
             warnings.warn(f"{self._too_long(long, len(listed))}; they were cut", LatticeWarning, stacklevel=3)
         vectors = _finish(vectors, size, normalize)
-        return vectors[0] if single else vectors
+        return vectors[0] if isinstance(texts, str) else vectors
 
     def _embed(
         self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]
@@ -148,9 +150,9 @@ class Encoder:
                 vectors[batch] = plan.run(packer.step([sequences[index] for index in batch]))["pooled"]
             advance(len(batch))
 
-    # ---- tokens ----------------------------------------------------------------------------------------------------
+    # ---- tokens --------------------------------------------------------------------------------------------
     def hidden(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return the last hidden state of each token, (len(tokens), hidden) float32; the tokens are taken as given.
+        """Return the last hidden state of each token, (len(tokens), hidden) float32; tokens are run as given.
 
         Raises LatticeError for no tokens, more than the model has positions, or ids outside its vocabulary.
         """
@@ -160,12 +162,14 @@ class Encoder:
         if not 1 <= len(ids) <= self.positions:
             raise expected("hidden", f"1 to {self.positions} tokens", len(ids))
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise expected("hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}")
+            raise expected(
+                "hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}"
+            )
         with self._lock:
             plan, packer = self._plan("hidden")
             return plan.run(packer.step([ids]))["hidden"]
 
-    # ---- plans -----------------------------------------------------------------------------------------------------
+    # ---- plans ---------------------------------------------------------------------------------------------
     def _plan(self, name: str) -> tuple[Plan, Packer]:
         """Return the plan of one of the two programs, made at its first use."""
         if name not in self._plans:
@@ -183,18 +187,24 @@ class Encoder:
         step, mode = program.step(), self.settings.need_pooling(self._where)
         return {"pooled": pool(self._model(step)[0], step, mode=mode)}
 
-    # ---- what was asked for ----------------------------------------------------------------------------------------
+    # ---- what was asked for --------------------------------------------------------------------------------
     def _size(self, dimensions: int | None) -> int:
         if dimensions is None:
             return self.dimensions
-        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
+        if (
+            isinstance(dimensions, bool)
+            or not isinstance(dimensions, int)
+            or not 1 <= dimensions <= self.hidden_size
+        ):
             raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
         return dimensions
 
     def _prompt(self, name: str | None) -> str:
         prompt = self.settings.prompt(name)
         if prompt and not self.settings.pool_prompt:
-            raise expected("encode", "a model that pools its prompt", "include_prompt false in its pooling config")
+            raise expected(
+                "encode", "a model that pools its prompt", "include_prompt false in its pooling config"
+            )
         return prompt
 
     def _need_texts(self) -> Texts:
@@ -207,7 +217,7 @@ class Encoder:
         return expected("encode", f"texts of at most {self.max_tokens} tokens", got)
 
 
-def _listed(texts: Sequence[str]) -> list[str]:
+def _listed(texts: object) -> list[str]:
     if not isinstance(texts, Sequence | np.ndarray) or isinstance(texts, bytes):
         raise expected("encode", "a str or a list of str", type(texts).__name__)
     listed = list(texts)
@@ -218,7 +228,7 @@ def _listed(texts: Sequence[str]) -> list[str]:
 
 
 def _finish(vectors: np.ndarray, size: int, normalize: bool) -> np.ndarray:
-    """Shorten and scale. Each row is summed by itself along contiguous memory: its neighbours cannot change it."""
+    """Shorten and scale. Each row is summed by itself along contiguous memory: others cannot change it."""
     if size < vectors.shape[1]:
         vectors = np.ascontiguousarray(vectors[:, :size])
     if normalize:

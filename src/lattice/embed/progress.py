@@ -1,4 +1,4 @@
-"""A progress bar on standard error, for those who asked for one or who would else wait before a silent terminal."""
+"""A progress bar on standard error, for those who asked or who would wait before a silent terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FROM_TEXTS = 2000  # unasked, fewer texts show nothing
 
 @contextmanager
 def progress(texts: int, show: bool | None) -> Iterator[Callable[[int], object]]:
-    """Give a function that is told of every text done; `show` None decides by their number and the terminal."""
+    """Give a function that is told of texts done; `show` None decides by their number and the terminal."""
     if show is None:
         show = texts >= FROM_TEXTS and sys.stderr.isatty()
     if not show:

@@ -6,7 +6,8 @@
     config_sentence_transformers.json       prompts
     a GGUF's metadata                       bert.pooling_type (0 none, 1 mean, 2 cls, 3 last)
 
-None of them is required: what is missing is named when it is needed. What is there but not understood is an error now.
+None of them is required: what is missing is named when it is needed. What is there but not understood is an
+error now.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ class Settings:
     pooling: str | None = None  # "mean", "cls" or "last"; None: `pooling_missing` says why
     pooling_missing: str = "no 1_Pooling/config.json"
     pool_prompt: bool = True  # whether the tokens of a prompt take part in pooling
-    normalized: bool = False  # the model ends in a Normalize module: its vectors are meant to have unit length
+    normalized: bool = (
+        False  # the model ends in a Normalize module: its vectors are meant to have unit length
+    )
     max_tokens: int | None = None  # None: as many as the model has positions
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -45,11 +48,13 @@ class Settings:
         """Return the pooling mode, or raise naming the file that should say it."""
         if self.pooling is None:
             hint = "hidden(tokens) works without pooling"
-            raise expected(where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint)
+            raise expected(
+                where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint
+            )
         return self.pooling
 
     def prompt(self, name: str | None) -> str:
-        """Return the text that goes before every text; None takes the model's default prompt, if it has one."""
+        """Return the text that goes before every text; None takes the model's default, if it has one."""
         name = self.default_prompt if name is None else name
         if name is None:
             return ""
@@ -124,7 +129,11 @@ def _pooling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         asked = [named] if isinstance(named, str) else list(named)
         modes = ["last" if mode == "lasttoken" else str(mode) for mode in asked]
     else:
-        flags = [key.removeprefix("pooling_mode_") for key, value in config.items() if key.startswith("pooling_mode_") and value]
+        flags = [
+            key.removeprefix("pooling_mode_")
+            for key, value in config.items()
+            if key.startswith("pooling_mode_") and value
+        ]
         modes = [FLAGS.get(flag, flag) for flag in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         listed = " and ".join(modes) or "none"
@@ -146,7 +155,9 @@ def _prompts(config: Mapping[str, Any]) -> dict[str, Any]:
     if not strings:
         raise expected(where, "prompts, an object of texts", repr(prompts)[:80], kind=FormatError)
     if default is not None and default not in prompts:
-        raise expected(where, f"default_prompt_name among {', '.join(prompts) or 'no prompts'}", repr(default)[:40])
+        raise expected(
+            where, f"default_prompt_name among {', '.join(prompts) or 'no prompts'}", repr(default)[:40]
+        )
     similarity = config.get("similarity_fn_name")
     if similarity not in (None, "cosine", "dot", "euclidean", "manhattan"):
         raise expected(where, "similarity_fn_name cosine, dot, euclidean or manhattan", repr(similarity)[:40])

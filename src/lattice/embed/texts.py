@@ -1,7 +1,7 @@
-"""From texts to the token sequences that a model embeds: prompt, lower case, special tokens, and the cut of long ones.
+"""From texts to the token sequences that a model embeds: prompts, lower case, the cut of long texts.
 
-A long text is cut as sentence-transformers does it: the special tokens around it stay, its own last tokens go (or its
-first ones, where tokenizer_config.json says truncation_side left).
+A long text is cut as sentence-transformers does it: the special tokens around it stay, its own last tokens go
+(or its first ones, where tokenizer_config.json says truncation_side left).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from lattice.embed.settings import Settings
 from lattice.errors import LatticeError, expected
 from lattice.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
 from lattice.weights import Checkpoint
-from lattice.weights.sources import home
 
 
 @dataclass(frozen=True)
@@ -53,5 +52,5 @@ def open_texts(checkpoint: Checkpoint, settings: Settings, max_tokens: int) -> T
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.kind == "gguf":
-        return tokenizer_from_gguf(checkpoint.metadata, home() / "tokenizers", str(checkpoint.path))
+        return tokenizer_from_gguf(checkpoint.metadata)
     return load_tokenizer(checkpoint.directory)

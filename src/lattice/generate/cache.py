@@ -1,11 +1,12 @@
 """Pages of keys and values, and the sequences that live in them.
 
-A page holds 64 positions of every layer. A sequence owns its pages until it is cleared or nobody refers to it any more, so
-an abandoned stream gives its pages back by itself. What lies behind a sequence's last token is never read: cutting a
-sequence back costs nothing, and a page needs no clearing before its next owner writes it.
+A page holds 64 positions of every layer. A sequence owns its pages until it is cleared or nobody refers to it
+any more, so an abandoned stream gives its pages back by itself. What lies behind a sequence's last token is
+never read: cutting a sequence back costs nothing, and a page needs no clearing before its next owner writes
+it.
 
-Giving pages back may happen in any thread, at any moment (a garbage collector does it): it is made of single list
-operations and takes no lock. Taking pages is done under the engine's lock.
+Giving pages back may happen in any thread, at any moment (a garbage collector does it): it is made of single
+list operations and takes no lock. Taking pages is done under the engine's lock.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class PagePool:
                 oldest.clear()
         if len(self.free) < count:
             wanted = f"{count} free pages of {PAGE_TOKENS} tokens"
-            hint = "finish or close a stream that is still open, lower max_tokens, or load with a larger context"
+            hint = (
+                "finish or close a stream that is still open, lower max_tokens, or load with a larger context"
+            )
             raise expected("cache", wanted, f"{len(self.free)} of {self.pages}", hint=hint)
         return [self.free.pop() for _ in range(count)]
 
@@ -58,8 +61,8 @@ class PagePool:
 class Sequence:
     """Tokens whose keys and values lie in pages; made by `Engine.sequence`.
 
-    `tokens` are those that have been run; `turn` counts the answers that were begun on it, so that an older one notices
-    that it was overtaken.
+    `tokens` are those that have been run; `turn` counts the answers that were begun on it, so that an older
+    one notices that it was overtaken.
     """
 
     def __init__(self, pool: PagePool, width: int):
@@ -73,7 +76,7 @@ class Sequence:
         return len(self.tokens)
 
     def reserve(self, positions: int) -> None:
-        """Own pages for `positions` tokens in all; under the engine's lock. LatticeError where the pool has too few."""
+        """Own pages for `positions` tokens in all, under the engine's lock; LatticeError if too few."""
         held = len(self._pages)
         missing = pages_for(positions) - held
         if missing > 0:
@@ -82,7 +85,7 @@ class Sequence:
             self.table[0, held : held + missing] = taken
 
     def keep(self, tokens: Row[int]) -> int:
-        """Cut the sequence back to what it shares with `tokens`, all but the last of them; return the shared length."""
+        """Cut back to what is shared with `tokens`, all but the last of them; return the shared length."""
         most = min(len(self.tokens), len(tokens) - 1)
         shared = next((i for i in range(most) if self.tokens[i] != tokens[i]), most)
         del self.tokens[shared:]

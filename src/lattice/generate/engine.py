@@ -1,11 +1,11 @@
 """The engine: a model's programs, its pages and state, and the one step that they run at a time.
 
-A step is two programs, `forward` (tokens to logits of the wanted rows) and `sample` (logits to tokens), replayed in one
-native call. A prompt is run in chunks; how it is cut changes no bit of the result. The lock is held for a step, not for an
-answer: answers interleave, and one that nobody consumes holds its pages only.
+A step is two programs, `forward` (tokens to logits of the wanted rows) and `sample` (logits to tokens),
+replayed in one native call. A prompt is run in chunks; how it is cut changes no bit of the result. The lock
+is held for a step, not for an answer: answers interleave, and one that nobody consumes holds its pages only.
 
-Per token only what moved is written into the plans' buffers (`_write_next`): Python outside the native call is a few
-microseconds, where checking and copying a whole step takes a quarter of a millisecond.
+Per token only what moved is written into the plans' buffers (`_write_next`): Python outside the native call
+is a few microseconds, where checking and copying a whole step takes a quarter of a millisecond.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Engine:
         self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
         self._program = trace(self._forward)
         self.weights = backend.load(self._program, opened.weights.cast(dtype))
-        self._state = {s.name: backend.state(s.shape, s.dtype or "f32") for s in self._program.of_kind("state")}
+        self._state = {
+            s.name: backend.state(s.shape, s.dtype or "f32") for s in self._program.of_kind("state")
+        }
         self._plan = self._compile(rows=1)
         logits = {"logits": self._plan.outputs["logits"]}
         self._history = min(self.vocab, self.context)
@@ -64,7 +66,7 @@ class Engine:
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
 
-    # ---- programs --------------------------------------------------------------------------------------------------
+    # ---- programs ------------------------------------------------------------------------------------------
     def _forward(self, program: Program) -> dict[str, Symbol]:
         step = program.step(self._width)
         state = []
@@ -81,7 +83,7 @@ class Engine:
         capacity = Capacity(tokens=self.chunk, rows=rows, sequences=1)
         return self._backend.compile(self._program, self.weights, capacity, self._state)
 
-    # ---- sequences -------------------------------------------------------------------------------------------------
+    # ---- sequences -----------------------------------------------------------------------------------------
     def sequence(self) -> cache.Sequence:
         """Return an empty sequence without pages."""
         return cache.Sequence(self.pool, self._width)
@@ -91,7 +93,7 @@ class Engine:
         return Sampler(settings, self._history)
 
     def reserve(self, sequence: cache.Sequence, positions: int) -> None:
-        """Give a sequence pages for `positions` tokens in all; LatticeError where they do not fit or have run out."""
+        """Give a sequence pages for `positions` tokens in all; LatticeError if they do not fit or ran out."""
         if positions > self.context:
             raise expected("engine", f"at most {self.context} tokens of context", positions)
         with self.lock:
@@ -106,9 +108,9 @@ class Engine:
             raise expected(where, f"token ids from 0 to {self.vocab - 1}", f"{ids.min()} to {ids.max()}")
         return ids.tolist()
 
-    # ---- steps -----------------------------------------------------------------------------------------------------
+    # ---- steps ---------------------------------------------------------------------------------------------
     def append(self, sequence: cache.Sequence, tokens: Sequence[int]) -> None:
-        """Run `tokens` behind those of a sequence that has pages for them; nothing is computed but its state."""
+        """Run `tokens` behind those of a sequence that has pages for them; only its state is computed."""
         for start in range(0, len(tokens), self.chunk):
             part = tokens[start : start + self.chunk]
             with self.lock:
@@ -118,7 +120,7 @@ class Engine:
                 sequence.tokens += part
 
     def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> tuple[int, float]:
-        """Run `tokens` behind those of the sequence; return the token drawn next and the last step's native seconds."""
+        """Run `tokens` behind a sequence's; return the next token and the last step's native seconds."""
         last = (len(tokens) - 1) // self.chunk * self.chunk
         if last:
             self.append(sequence, tokens[:last])
@@ -139,7 +141,7 @@ class Engine:
             return int(self._sample.outputs["tokens"][0]), seconds
 
     def score(self, sequence: cache.Sequence, tokens: Sequence[int]) -> Iterator[np.ndarray]:
-        """Run `tokens` behind those of the sequence and yield their logits in blocks, (n, vocab) float32 each."""
+        """Run `tokens` behind a sequence's; yield their logits in blocks, (n, vocab) float32 each."""
         rows = self._scored_rows()
         for start in range(0, len(tokens), rows):
             part = tokens[start : start + rows]
@@ -181,7 +183,7 @@ def _context(asked: int | None, most: int) -> int:
 
 
 def _stored_f32(opened: OpenModel) -> bool:
-    """Return whether every matrix of the checkpoint is f32: such a model is exact, and so are its keys and values."""
+    """Return whether every matrix of the checkpoint is f32: then keys and values are, too."""
     names = (name for name, shape in opened.weights.shapes.items() if len(shape) > 1)
     tensors = (opened.checkpoint.tensor(opened.weights.sources[name].tensor) for name in names)
     return all(tensor.dtype.name == "f32" for tensor in tensors)

@@ -1,7 +1,8 @@
 """How the next token is chosen: what a caller asks for, checked, and as the arrays that `sample` reads.
 
-Where the caller is silent the model's generation_config.json speaks, and where that is silent nothing is done: greedy, no
-limits, no penalty. A file without `do_sample: true` means greedy, as in transformers, whatever else it holds.
+Where the caller is silent the model's generation_config.json speaks, and where that is silent nothing is
+done: greedy, no limits, no penalty. A file without `do_sample: true` means greedy, as in transformers,
+whatever else it holds.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ class SamplingSettings:
 
 def _real(least: float, most: float, wanted: str) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, Real | np.floating):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise expected("generate", f"{name} as a number", repr(value))
-        number = float(value) if abs(value) < 1e300 else math.inf
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond every float
+            number = math.inf
         if not least <= number <= most:  # NaN is never within
             raise expected("generate", f"{name} {wanted}", repr(value))
         return number
@@ -72,9 +76,12 @@ def check_integer(name: str, value: Any, least: int, most: int) -> int:
     """Return an integer argument, or raise what `name` may be."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise expected("generate", f"{name} as an integer", repr(value))
-    if not least <= value <= most:
-        raise expected("generate", f"{name} from {least} to {most}", str(value)[:40])
-    return int(value)
+    number = int(value)
+    if not least <= number <= most:
+        raise expected(
+            "generate", f"{name} from {least} to {most}", number if abs(number) < 10**20 else "one far beyond"
+        )
+    return number
 
 
 def _temperature(name: str, value: Any) -> float:
@@ -97,7 +104,7 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 class Sampler:
-    """The settings of one answer as arrays, and, where a penalty needs them, the distinct ids of its context."""
+    """The settings of one answer as arrays, and, if a penalty needs them, the distinct ids of its context."""
 
     def __init__(self, settings: SamplingSettings, history: int):
         self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
@@ -105,10 +112,13 @@ class Sampler:
         self.history = np.zeros(history, np.int32) if settings.repetition_penalty != 1 else None
         self._seen: set[int] = set()
         self._fixed = {
-            "temperature": np.float32([settings.temperature]), "top_k": np.int32([settings.top_k]),
-            "top_p": np.float32([settings.top_p]), "min_p": np.float32([settings.min_p]),
-            "repetition": np.float32([settings.repetition_penalty]), "seed": np.int64([self.seed]),
-        }  # fmt: skip
+            "temperature": np.full(1, settings.temperature, np.float32),
+            "top_k": np.full(1, settings.top_k, np.int32),
+            "top_p": np.full(1, settings.top_p, np.float32),
+            "min_p": np.full(1, settings.min_p, np.float32),
+            "repetition": np.full(1, settings.repetition_penalty, np.float32),
+            "seed": np.full(1, self.seed, np.int64),
+        }
 
     def see(self, tokens: Iterable[int]) -> None:
         """Take tokens into the history, if there is a penalty."""
@@ -123,6 +133,6 @@ class Sampler:
     def arrays(self, position: int) -> Sampling:
         """Return the inputs of `sample` for the token at `position`."""
         seen = np.empty(0, np.int32) if self.history is None else self.history[: self.count]
-        return Sampling(
-            position=np.int32([position]), history_offsets=np.int32([0, self.count]), history=seen, **self._fixed
-        )
+        offsets = np.array([0, self.count], np.int32)
+        place = np.full(1, position, np.int32)
+        return Sampling(position=place, history_offsets=offsets, history=seen, **self._fixed)

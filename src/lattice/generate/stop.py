@@ -1,14 +1,15 @@
 """Stop strings: the end of an answer, found across the pieces in which it arrives.
 
-Every string has its own automaton (Knuth, Morris and Pratt, 1977): its state is how much of the string the text so far
-ends with. The string that is complete first wins, and of several complete at once the longest; so the result does not
-depend on how the text was cut into pieces. What may still become a match is held back. Pieces are text, so no code point
-is split.
+Every string has its own automaton (Knuth, Morris and Pratt, 1977): its state is how much of the string the
+text so far ends with. The string that is complete first wins, and of several complete at once the longest; so
+the result does not depend on how the text was cut into pieces. What may still become a match is held back.
+Pieces are text, so no code point is split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from lattice.errors import expected
 
@@ -69,12 +70,12 @@ class _Automaton:
         return self.state == len(self.string)
 
 
-def check_stop(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+def check_stop(stop: Any) -> tuple[str, ...]:
     """Return the stop strings a caller asked for: none, one, or several, each of at least one character."""
     if stop is None:
         return ()
     strings = (stop,) if isinstance(stop, str) else stop
-    if isinstance(strings, bytes) or not isinstance(strings, Sequence):
+    if isinstance(strings, bytes | bytearray) or not isinstance(strings, Sequence):
         raise expected("generate", "stop as a str or a list of str", type(stop).__name__)
     for string in strings:
         if not isinstance(string, str) or not string:

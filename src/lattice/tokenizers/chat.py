@@ -58,10 +58,10 @@ class ChatTemplate:
         self._template = self._compile(source)
 
     def _compile(self, source: str) -> Any:
-        environment = self._environment
         try:
-            code = environment.compile(source, name="chat template", filename=self._sandbox.FILENAME)
-            return environment.template_class.from_code(environment, code, dict(environment.globals))
+            return self._sandbox.compiled(self._environment, source)
+        except self._sandbox.Stop as stop:
+            raise _refused(*stop.args) from None
         except (RecursionError, MemoryError):
             raise _refused("a template of moderate nesting", "one too deep to compile") from None
         except Exception as error:  # jinja's syntax errors, and CPython's own limits on the generated code

@@ -10,7 +10,16 @@ import numpy as np
 from lattice.dtypes import Array
 from lattice.errors import expected
 from lattice.weights._files import replacing
-from lattice.weights.gguf import ARRAY, BOOL, DEFAULT_ALIGNMENT, MAX_DIMENSIONS, NUMBERS, STRING, TENSOR_TYPES
+from lattice.weights.gguf import (
+    ARRAY,
+    BOOL,
+    DEFAULT_ALIGNMENT,
+    MAX_DIMENSIONS,
+    NUMBERS,
+    STRING,
+    TENSOR_TYPES,
+    valid_alignment,
+)
 
 _TYPE_IDS = {name: type_id for type_id, name in TENSOR_TYPES.items()}
 _KINDS = {np.dtype("<" + code): kind for kind, code in NUMBERS.items()} | {np.dtype(bool): BOOL}
@@ -83,5 +92,5 @@ def write_gguf(path: Path | str, metadata: dict[str, object], tensors: dict[str,
     with replacing(Path(path)) as file:
         file.write(header + bytes(-len(header) % alignment))
         for array in tensors.values():
-            file.write(memoryview(array.data.reshape(-1).view(np.uint8)))
+            file.write(array.data.reshape(-1).view(np.uint8).data)
             file.write(bytes(-array.nbytes % alignment))

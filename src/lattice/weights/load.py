@@ -66,6 +66,9 @@ class Weights(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.sources)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.sources  # Mapping's own would read and convert the tensor
+
     def cast(self, dtype: str, *, encoder: bool = False) -> Weights:
         """Return the same weights as `dtype` wants them.
 

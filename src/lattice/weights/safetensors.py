@@ -268,4 +268,4 @@ def save_safetensors(
     with replacing(Path(path)) as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            file.write(memoryview(tensors[name].data.reshape(-1).view(np.uint8)))
+            file.write(tensors[name].data.reshape(-1).view(np.uint8).data)

@@ -87,7 +87,7 @@ def resolve(
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
-    if "\0" not in text and path.exists():
+    if text and "\0" not in text and path.exists():
         return path
     alias = ALIASES.get(text.lower())
     if alias is None:
@@ -187,8 +187,8 @@ def _hub_path(source: str, match: re.Match[str], offline: bool) -> Path:
     except Exception as error:  # the library and its transports raise dozens of unrelated types
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         wanted = "a cached snapshot" if offline else "a model that the hub gives"
-        hint = f"run `lattice pull {source}` with a network first" if offline else None
-        raise expected(source, wanted, reason, hint=hint, kind=SourceError) from error
+        advice = f"run `lattice pull {source}` with a network first" if offline else None
+        raise expected(source, wanted, reason, hint=advice, kind=SourceError) from error
     directory = Path(got)
     if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
         hint = "for a GGUF file name it: org/name:file.gguf"

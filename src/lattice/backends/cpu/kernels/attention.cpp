@@ -114,7 +114,8 @@ struct Block {
 };
 
 Block open_block(const Scratch& scratch, const Item& item, const float* queries, int64_t width, int64_t head_dim, float scale) {
-  Block block{scratch.rows, item.tokens * item.heads, item.heads, head_dim, scale};
+  constexpr float per_ln2 = 1.44269504f;   // exponentials are taken to base 2
+  Block block{scratch.rows, item.tokens * item.heads, item.heads, head_dim, scale * per_ln2};
   for (int64_t r = 0; r < block.count; ++r) {
     Row& row = scratch.rows[r];
     row.query = queries + r / item.heads * width + (item.head + r % item.heads) * head_dim;
@@ -136,9 +137,13 @@ struct Bounds { int64_t first, end; };
 void transpose_keys(const float* k, int64_t stride, int64_t head_dim, int64_t count, float* out) {
   for (int64_t j0 = 0; j0 < span; j0 += lanes) {
     const int64_t n = std::clamp<int64_t>(count - j0, 0, lanes);
+    alignas(64) float column[lanes] = {};
     for (int64_t d = 0; d < head_dim; ++d) {
-      for (int64_t j = 0; j < n; ++j) out[d * span + j0 + j] = k[(j0 + j) * stride + d];
-      for (int64_t j = n; j < lanes; ++j) out[d * span + j0 + j] = 0.0f;
+      if (n == lanes)                    // a count known to the compiler
+        for (int j = 0; j < lanes; ++j) column[j] = k[(j0 + j) * stride + d];
+      else
+        for (int64_t j = 0; j < n; ++j) column[j] = k[(j0 + j) * stride + d];
+      store(out + d * span + j0, load(column));
     }
   }
 }

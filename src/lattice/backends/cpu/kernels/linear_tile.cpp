@@ -18,10 +18,14 @@ namespace {
 constexpr int panel_vectors = panel_rows / lanes;   // vectors that hold a panel's 16 rows: 1 or 2
 constexpr bool wide = lanes == 16;                  // AVX-512
 
+// Blocks are fetched this many bytes before they are used. The processor's own prefetching stops at page ends and lets
+// arithmetic and memory take turns; with this a token reads a third more bytes a second, two to four tokens a half.
+constexpr int ahead = 2048;
+
 // ---- plain weights, float activations ----------------------------------------------------------------------------
 
-// bf16: k and k + 1 of a row share a 32-bit lane; e picks one.
-LATTICE_INLINE vf load_bf16_pair(const uint8_t* p, int e) {
+// bf16 as floats: k and k + 1 of a row share a 32-bit lane; e picks one.
+[[maybe_unused]] LATTICE_INLINE vf load_bf16_pair(const uint8_t* p, int e) {
 #if defined(__AVX512F__)
   __m512i both = _mm512_loadu_si512(p);
   return {_mm512_castsi512_ps(e ? _mm512_and_si512(both, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(both, 16))};
@@ -58,10 +62,6 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
     for (int t = 0; t < T; t++) sum[v][t] = zero();
   auto step = [&](int64_t i, int e) __attribute__((always_inline)) {
     vf value[V];
-    if constexpr (T > 1 && FAHEAD > 0) if (e == 0) {
-      LATTICE_UNROLL
-      for (int p = 0; p < P; p++) if (bytes == 64 || i % 2 == 0) prefetch(w[p] + i / pair * bytes + FAHEAD);
-    }
     LATTICE_UNROLL
     for (int v = 0; v < V; v++)
       value[v] = weight<D>(w[v / panel_vectors] + i / pair * bytes + v % panel_vectors * (bytes / panel_vectors), e);
@@ -113,36 +113,13 @@ template <int P, int T> void multiply_halves(const Product&) {}   // never chose
 
 // ---- block weights, quantised activations ------------------------------------------------------------------------
 
-// One block of G vectors of rows times T tokens, added to y[t * y_stride + g * lanes]:
-//   y += integer * (w_scale * d);  q4_1 also: y += w_minimum * (d * sum of q)
-// y is memory or, once inlined, registers: AVX2 has too few of them for both kinds of accumulator from three tokens on.
-template <DType D, int G, int T, class Get, class Set>
-LATTICE_INLINE void add_block(const uint8_t* const (&bytes)[G], const uint8_t* const (&scales)[G],
-                              const Quantised* const (&x)[T], Get&& get, Set&& set) {
-  constexpr bool q8 = D == DType::q8_0;
-  vf whole[G][T], scale[G], minimum[G];
-  if constexpr (q8) dot_q8_0<G, T>(bytes, x, whole);
-  else dot_q4_1<G, T>(bytes, x, whole);
-  LATTICE_UNROLL
-  for (int g = 0; g < G; g++) {
-    scale[g] = load_f16(reinterpret_cast<const uint16_t*>(scales[g]));
-    if constexpr (!q8) minimum[g] = load_f16(reinterpret_cast<const uint16_t*>(scales[g] + 64));
-  }
-  LATTICE_UNROLL
-  for (int t = 0; t < T; t++)
-    LATTICE_UNROLL
-    for (int g = 0; g < G; g++) {
-      vf y = fma(whole[g][t], scale[g] * set1(x[t]->d), get(g, t));
-      if constexpr (!q8) y = fma(minimum[g], set1(x[t]->sum), y);
-      set(g, t, y);
-    }
-}
-
+// Per block: y += integer * (w_scale * d);  q4_1 also: y += w_minimum * (d * sum of q).
+// AVX2 has too few registers for integer and float sums of three tokens: from there on the float sums stay in `out`.
 template <DType D, int P, int T> void multiply_blocks(const Product& a) {
   constexpr bool q8 = D == DType::q8_0;
   constexpr int tile = q8 ? q8_tile : q4_tile, head = q8 ? 64 : 128, block = q8 ? 512 : 256;
-  constexpr int V = P * panel_vectors, G = wide ? V : panel_vectors;   // vectors in all, and in one integer product
-  constexpr bool in_memory = !wide && V * T > 8 - 2 * (T > 1);
+  constexpr int V = P * panel_vectors;
+  constexpr bool in_memory = !wide && V * T > 4;
   const int64_t panel = panel_bytes(D, a.k);
   const Quantised* x[T];
   vf sum[V][T];
@@ -152,35 +129,45 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
   for (int t = 0; t < T; t++)
     LATTICE_UNROLL
     for (int v = 0; v < V; v++) {
-      sum[v][t] = zero();
-      if (in_memory) store(a.out + t * a.out_stride + v * lanes, zero());
+      if constexpr (in_memory) store(a.out + t * a.out_stride + v * lanes, zero());
+      else sum[v][t] = zero();
     }
   for (int64_t b = 0; b < a.k / block_values; b++) {
-    const uint8_t* at = a.panel + b / 2 * tile;
     const int64_t half = b % 2;
+    const uint8_t* bytes[V];
+    const uint16_t* scales[V];
     LATTICE_UNROLL
-    for (int v = 0; v < V; v += G) {
-      const uint8_t* bytes[G];
-      const uint8_t* scales[G];
-      LATTICE_UNROLL
-      for (int g = 0; g < G; g++) {
-        const uint8_t* base = at + (v + g) / panel_vectors * panel;
-        bytes[g] = base + head + half * block + g % panel_vectors * vector_bytes;
-        scales[g] = base + half * 32 + g % panel_vectors * (2 * lanes);
-      }
-      if constexpr (T > 1 && QAHEAD > 0) {
-        LATTICE_UNROLL
-        for (int g = 0; g < G; g += panel_vectors)
-          for (int line = 0; line < block + head / 2; line += 64) prefetch(bytes[g] + QAHEAD + line);
-      }
-      auto place = [&](int g, int t) __attribute__((always_inline)) { return a.out + t * a.out_stride + (v + g) * lanes; };
-      add_block<D, G, T>(
-          bytes, scales, x,
-          [&](int g, int t) __attribute__((always_inline)) { return in_memory ? load(place(g, t)) : sum[v + g][t]; },
-          [&](int g, int t, vf y) __attribute__((always_inline)) { in_memory ? store(place(g, t), y) : void(sum[v + g][t] = y); });
+    for (int v = 0; v < V; v++) {
+      const uint8_t* base = a.panel + v / panel_vectors * panel + b / 2 * tile;
+      bytes[v] = base + head + half * block + v % panel_vectors * vector_bytes;
+      scales[v] = reinterpret_cast<const uint16_t*>(base + half * 32) + v % panel_vectors * lanes;
+      if (v % panel_vectors == 0)
+        for (int line = 0; line < block + head / 2; line += 64) prefetch(bytes[v] + ahead + line);
+    }
+    vf whole[V][T];
+    if constexpr (q8) dot_q8_0<V, T>(bytes, x, whole);
+    else dot_q4_1<V, T>(bytes, x, whole);
+    vf scale[V], minimum[V];
+    LATTICE_UNROLL
+    for (int v = 0; v < V; v++) {
+      scale[v] = load_f16(scales[v]);
+      if constexpr (!q8) minimum[v] = load_f16(scales[v] + 32);
     }
     LATTICE_UNROLL
-    for (int t = 0; t < T; t++) x[t]++;
+    for (int t = 0; t < T; t++) {
+      LATTICE_UNROLL
+      for (int v = 0; v < V; v++) {
+        [[maybe_unused]] float* place = a.out + t * a.out_stride + v * lanes;
+        vf y;
+        if constexpr (in_memory) y = load(place);
+        else y = sum[v][t];
+        y = fma(whole[v][t], scale[v] * set1(x[t]->d), y);
+        if constexpr (!q8) y = fma(minimum[v], set1(x[t]->sum), y);
+        if constexpr (in_memory) store(place, y);
+        else sum[v][t] = y;
+      }
+      x[t]++;
+    }
   }
   if constexpr (!in_memory)
     LATTICE_UNROLL
@@ -191,16 +178,16 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
 
 // ---- which kernel ------------------------------------------------------------------------------------------------
 
-// Most tokens of one call, and panels side by side at T tokens. One token of bytes streams best from four places.
+// Most tokens of one call, and panels side by side at T tokens.
 template <DType D> constexpr int tokens_limit() {
   if (is_block(D)) return wide ? 6 : 4;
   return wide ? 12 : 6;
 }
 template <DType D> constexpr int panels_for(int T) {
-  if (D == DType::q8_0 && T == 1) return 4;
   if (is_block(D)) return wide ? 2 : 1;
   if (wide) return T <= 2 ? 8 : T <= 4 ? 4 : 2;
-  return T == 1 ? 4 : T <= 3 ? 2 : 1;
+  if (D == DType::bf16) return T == 1 ? 2 : 1;             // takes registers to unpack
+  return T == 1 ? 4 : T == 2 ? 2 : 1;
 }
 template <DType D> constexpr bool fits() {
   for (int T = 1; T <= tokens_limit<D>(); T++)

@@ -58,6 +58,25 @@ inline void finish(const Row& row, int64_t head_dim, float* out) {
   if (d < head_dim) store_n(out + d, load_n(row.sums + d, int(head_dim - d)) * factor, int(head_dim - d));
 }
 
+// sum[r][v] += a(r) * b(v). The shorter side is loaded first and kept: the registers hold that, the sums and one more.
+template <int rows, int count, class A, class B> inline void outer_product(vf (&sum)[rows][count], A&& a, B&& b) {
+  if constexpr (rows < count) {
+    vf kept[rows];
+    for (int r = 0; r < rows; ++r) kept[r] = a(r);
+    for (int v = 0; v < count; ++v) {
+      const vf one = b(v);
+      for (int r = 0; r < rows; ++r) sum[r][v] = fma(kept[r], one, sum[r][v]);
+    }
+  } else {
+    vf kept[count];
+    for (int v = 0; v < count; ++v) kept[v] = b(v);
+    for (int r = 0; r < rows; ++r) {
+      const vf one = a(r);
+      for (int v = 0; v < count; ++v) sum[r][v] = fma(one, kept[v], sum[r][v]);
+    }
+  }
+}
+
 // q k for the positions that `begin` to `end` touch, 64 floats a row in `scores`.
 template <int rows, class Element>
 inline void products(Row* const* row, const Element* keys, int64_t head_dim, int begin, int end, float* scores) {
@@ -67,12 +86,8 @@ inline void products(Row* const* row, const Element* keys, int64_t head_dim, int
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < count; ++v) sum[r][v] = zero();
     for (int64_t d = 0; d < head_dim; ++d) {
-      vf key[count];
-      for (int v = 0; v < count; ++v) key[v] = load_as_float(keys + d * span + j + v * lanes);
-      for (int r = 0; r < rows; ++r) {
-        const vf q = set1(row[r]->query[d]);
-        for (int v = 0; v < count; ++v) sum[r][v] = fma(q, key[v], sum[r][v]);
-      }
+      outer_product<rows, count>(sum, [&](int r) { return set1(row[r]->query[d]); },
+                                 [&](int v) { return load_as_float(keys + d * span + j + v * lanes); });
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < count; ++v) store(scores + r * span + j + v * lanes, sum[r][v]);
@@ -85,13 +100,14 @@ inline vf lane_numbers() {
 }
 
 // Scores become p; the row's m, l and acc move to the new maximum. Lanes outside the range become 0.
-inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
-  const int first = row.begin / lanes, last = (row.end + lanes - 1) / lanes;
+// `scale` includes 1 / ln 2: exponentials are taken to base 2.
+template <bool whole> inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
+  const int first = whole ? 0 : row.begin / lanes, last = whole ? span / lanes : (row.end + lanes - 1) / lanes;
   const vf none = set1(-std::numeric_limits<float>::infinity());
   vf top = none;
   for (int j = first; j < last; ++j) {
     vf x = load(scores + j * lanes) * set1(scale);
-    if (j * lanes < row.begin || (j + 1) * lanes > row.end) {
+    if constexpr (!whole) {
       const vf position = lane_numbers() + set1(float(j * lanes));
       x = select(position < set1(float(row.end)), x, none);
       x = select(position < set1(float(row.begin)), none, x);
@@ -101,7 +117,7 @@ inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
   }
   const float highest = std::max(row.top, reduce_max(top));
   if (highest != row.top) {              // else every factor is exactly 1
-    const vf shrink = exp(set1(row.top - highest));
+    const vf shrink = exp2_down(set1(row.top - highest));
     alignas(64) float factor[lanes];
     store(factor, shrink);
     row.total *= factor[0];
@@ -112,7 +128,7 @@ inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
   }
   vf total = zero();
   for (int j = first; j < last; ++j) {
-    const vf p = exp(load(scores + j * lanes) - set1(highest));
+    const vf p = exp2_down(load(scores + j * lanes) - set1(highest));
     store(scores + j * lanes, p);
     total = total + p;
   }
@@ -126,24 +142,19 @@ inline void weigh_columns(Row* const* row, const float* p, const Span<Element>& 
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < count; ++v) sum[r][v] = load(row[r]->sums + d + v * lanes);
   for (int j = begin; j < end; ++j) {
-    vf value[count];
-    for (int v = 0; v < count; ++v) value[v] = load_as_float(kv.values + j * kv.stride + d + v * lanes);
-    for (int r = 0; r < rows; ++r) {
-      const vf weight = set1(p[r * span + j]);
-      for (int v = 0; v < count; ++v) sum[r][v] = fma(weight, value[v], sum[r][v]);
-    }
+    outer_product<rows, count>(sum, [&](int r) { return set1(p[r * span + j]); },
+                               [&](int v) { return load_as_float(kv.values + j * kv.stride + d + v * lanes); });
   }
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < count; ++v) store(row[r]->sums + d + v * lanes, sum[r][v]);
 }
 
-template <int rows, class Element>
-inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int64_t head_dim, int begin, int end) {
-  constexpr int count = vectors(rows);
-  int64_t d = 0;
+// The same for all columns from d on: `count` vectors at a time, then half as many, and a partial vector in the end.
+template <int rows, int count, class Element>
+inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int64_t head_dim, int begin, int end, int64_t d) {
   for (; d + count * lanes <= head_dim; d += count * lanes) weigh_columns<rows, count>(row, p, kv, begin, end, d);
-  for (; d + lanes <= head_dim; d += lanes) weigh_columns<rows, 1>(row, p, kv, begin, end, d);
   if (d == head_dim) return;
+  if constexpr (count > 1) return weigh<rows, count / 2>(row, p, kv, head_dim, begin, end, d);
   const int rest = int(head_dim - d);
   for (int r = 0; r < rows; ++r) {
     vf sum = load_n(row[r]->sums + d, rest);
@@ -151,6 +162,11 @@ inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int6
       sum = fma(set1(p[r * span + j]), load_as_float(kv.values + j * kv.stride + d, rest), sum);
     store_n(row[r]->sums + d, sum, rest);
   }
+}
+
+template <int rows, class Element>
+inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int64_t head_dim, int begin, int end) {
+  if (begin < end) weigh<rows, vectors(rows)>(row, p, kv, head_dim, begin, end, 0);
 }
 
 // A tile of rows, each with a range that is not empty, takes in one span.
@@ -163,7 +179,9 @@ void take_in(Row* const* row, const Span<Element>& kv, int64_t head_dim, float s
     last = std::max(last, row[r]->end), common_last = std::min(common_last, row[r]->end);
   }
   products<rows>(row, kv.keys, head_dim, first, last, p);
-  for (int r = 0; r < rows; ++r) soften(*row[r], p + r * span, head_dim, scale);
+  for (int r = 0; r < rows; ++r)
+    if (row[r]->begin == 0 && row[r]->end == span) soften<true>(*row[r], p + r * span, head_dim, scale);
+    else soften<false>(*row[r], p + r * span, head_dim, scale);
   // Positions that all rows see are shared; the others are added row by row, before and after, still in order.
   if (common_last < common_first) common_last = common_first;
   for (int r = 0; r < rows; ++r)

@@ -104,6 +104,7 @@ inline vf copy_sign(vf a, vf sign) {  // |a| with the sign of `sign`: bits chose
 }
 inline vf round(vf a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline vf ldexp(vf a, vf n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+inline vf ldexp_normal(vf a, vf n) { return ldexp(a, n); }
 inline vmask operator<(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 inline vmask operator==(vf a, vf b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 inline vf select(vmask m, vf yes, vf no) { return {_mm512_mask_blend_ps(m.v, no.v, yes.v)}; }
@@ -156,6 +157,10 @@ inline vf ldexp(vf a, vf n) {  // a * 2^n for whole n in [-252, 254], in two ste
   __m256 p = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
   __m256 q = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, p), q)};
+}
+inline vf ldexp_normal(vf a, vf n) {  // the same where neither a nor the result is subnormal
+  const __m256i shift = _mm256_slli_epi32(_mm256_cvtps_epi32(n.v), 23);
+  return {_mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(a.v), shift))};
 }
 inline vmask operator<(vf a, vf b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
 inline vmask operator==(vf a, vf b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_EQ_OQ)}; }
@@ -213,6 +218,7 @@ inline vf abs(vf a) { return each([&](int i) { return std::fabs(a.v[i]); }); }
 inline vf copy_sign(vf a, vf sign) { return each([&](int i) { return std::copysign(a.v[i], sign.v[i]); }); }
 inline vf round(vf a) { return each([&](int i) { return std::nearbyint(a.v[i]); }); }
 inline vf ldexp(vf a, vf n) { return each([&](int i) { return std::ldexp(a.v[i], int(n.v[i])); }); }
+inline vf ldexp_normal(vf a, vf n) { return ldexp(a, n); }
 template <class Body> inline vmask each_mask(Body&& body) {
   vmask r;
   for (int i = 0; i < lanes; i++) r.v[i] = body(i);

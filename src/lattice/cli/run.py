@@ -1,0 +1,75 @@
+"""`lattice run`: one answer."""
+
+from __future__ import annotations
+
+import typer
+
+from lattice.cli._app import DTYPE, JSON, MODEL_HELP, emit, example, load, read_text
+from lattice.cli._generate import (
+    CONTEXT,
+    MIN_P,
+    REPETITION,
+    SEED,
+    STOP,
+    TEMPERATURE,
+    TOP_K,
+    TOP_P,
+    as_dict,
+    note,
+    summary,
+    write,
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "run",
+        short_help="Answer one prompt.",
+        epilog=example(
+            'lattice run "Why is the sky blue?"', 'lattice run --raw --max-tokens 20 "Once upon a time"'
+        ),
+    )(run)
+
+
+def run(
+    prompt: str = typer.Argument(..., metavar="PROMPT", help="What to answer; - reads standard input."),
+    model: str = typer.Option("smollm2-135m", "--model", "-m", help=f"{MODEL_HELP} smollm2-135m."),
+    system: str | None = typer.Option(None, "--system", help="A system message before the prompt."),
+    raw: bool = typer.Option(False, "--raw", help="Continue the prompt as it is, without the chat template."),
+    max_tokens: int = typer.Option(256, "--max-tokens", "-n", help="Most tokens of the answer."),
+    temperature: float | None = TEMPERATURE,
+    top_p: float | None = TOP_P,
+    top_k: int | None = TOP_K,
+    min_p: float | None = MIN_P,
+    repetition_penalty: float | None = REPETITION,
+    seed: int | None = SEED,
+    stop: list[str] | None = STOP,
+    context: int | None = CONTEXT,
+    dtype: str = DTYPE,
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how fast it was, on standard error."),
+    json: bool = JSON,
+) -> None:
+    """Answer one prompt: through the model's chat template if it has one, else by continuing the text."""
+    if system is not None and raw:
+        raise typer.BadParameter("a system message needs the chat template", param_hint="--system with --raw")
+    text = read_text("-") if prompt == "-" else prompt
+    lm = load(model, dtype=dtype, context=context)
+    asked: str | list[dict[str, str]] = text
+    if not raw and (system is not None or "default" in lm.tokenizer.templates):
+        asked = [{"role": "system", "content": system}] if system is not None else []
+        asked.append({"role": "user", "content": text})
+    options = dict(
+        max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
+        stop=stop or None, repetition_penalty=repetition_penalty,
+    )  # fmt: skip
+    with lm.stream(asked, **options) as answer:
+        for chunk in answer:
+            if not json:
+                write(chunk.text)
+        if json:
+            emit(as_dict(model, answer.completion()))
+        else:
+            write("\n")
+        if verbose:
+            note(summary(answer))

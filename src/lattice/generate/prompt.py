@@ -1,0 +1,132 @@
+"""What a checkpoint says about text: its tokenizer, its chat template, and the tokens that end an answer.
+
+A model directory without tokenizer.json has none of this; prompts are token ids then, and what needs more
+raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lattice.errors import FormatError, LatticeError, expected
+from lattice.tokenizers import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
+from lattice.weights.checkpoint import Checkpoint, read_config
+from lattice.weights.sources import home
+
+# Control tokens that end a turn or a text, whatever else a file names as its end.
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
+GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
+
+Messages = Sequence[Mapping[str, Any]]
+Prompt = str | Messages | Sequence[int] | np.ndarray
+
+
+class Texts:
+    """The texts side of a checkpoint; files are read when first needed."""
+
+    def __init__(self, checkpoint: Checkpoint):
+        self._checkpoint = checkpoint
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """generation_config.json of a directory, empty where there is none."""
+        path = self._checkpoint.directory / "generation_config.json"
+        return read_config(path) if self._checkpoint.kind == "safetensors" and path.is_file() else {}
+
+    @cached_property
+    def _found(self) -> Tokenizer | LatticeError:
+        """The tokenizer, or why there is none: token ids need no text."""
+        try:
+            return open_tokenizer(self._checkpoint)
+        except LatticeError as error:
+            return error
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None where the model's files have none that can be read."""
+        return self._found if isinstance(self._found, Tokenizer) else None
+
+    def need_tokenizer(self) -> Tokenizer:
+        """Return the tokenizer, or raise which file is missing or what is wrong with it."""
+        if isinstance(self._found, LatticeError):
+            raise type(self._found)(*self._found.args)  # anew: a raised exception carries its frames along
+        return self._found
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The compiled chat template; LatticeError where there is none."""
+        return self.need_tokenizer().chat_template()
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer puts its BOS before a text."""
+        tokenizer = self.need_tokenizer()
+        return tokenizer.bos is not None and tokenizer.encode("a")[:1] == [tokenizer.bos]
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """Tokens that end an answer: those that the files name, and known ones that are control tokens."""
+        if self._checkpoint.kind == "gguf":
+            given = [self._checkpoint.metadata.get(f"tokenizer.ggml.{name}") for name in GGUF_ENDS]
+        else:
+            given = [self.settings.get("eos_token_id"), self._checkpoint.config.get("eos_token_id")]
+        found = {token for value in given for token in _ids(value)}
+        tokenizer = self.tokenizer
+        if tokenizer is not None:
+            known = {tokenizer.token_to_id(text) for text in ENDS}
+            found |= {token for token in known if token in tokenizer.special_ids}
+        return frozenset(found)
+
+    def tokens(self, prompt: Any) -> Any:
+        """Return the tokens of a text or of messages (laid out by the chat template); ids pass unchecked."""
+        if isinstance(prompt, str):
+            return self.need_tokenizer().encode(prompt)
+        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Sequence | np.ndarray):
+            wanted = "a text, a list of messages or a list of token ids"
+            raise expected("generate", wanted, type(prompt).__name__)
+        if not any(isinstance(item, Mapping) for item in prompt[:1]):
+            return prompt
+        messages: list[Any] = list(prompt)
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise expected("generate", "messages with a role and content", repr(message)[:80])
+        text = self.template.render(messages)
+        return self.need_tokenizer().encode(text, add_special=False)  # the template writes its own
+
+
+def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
+    """Return a checkpoint's tokenizer; if a GGUF file's own is not read, the tokenizer.json beside it."""
+    if checkpoint.kind == "safetensors":
+        return load_tokenizer(checkpoint.directory)
+    try:
+        return tokenizer_from_gguf(checkpoint.metadata, home() / "tokenizers", _key(checkpoint.path))
+    except FormatError:
+        if not (checkpoint.directory / "tokenizer.json").is_file():
+            raise
+        return load_tokenizer(checkpoint.directory)
+
+
+def _key(path: Path) -> str:
+    """Return the name under which a file's tokenizer is cached: a changed file has another."""
+    status = path.stat()
+    return sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+
+
+def _ids(value: Any) -> list[int]:
+    """Return token ids that a file gives as one, several or none."""
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for token in values:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise expected(
+                "generation_config.json",
+                "eos_token_id as an integer or a list of them",
+                repr(token)[:80],
+                kind=FormatError,
+            )
+    return values

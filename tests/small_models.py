@@ -1,0 +1,72 @@
+"""Small language models for tests: golden checkpoints with other config values and a tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from lattice.generate import LanguageModel
+
+GOLDEN = Path(__file__).parent / "golden" / "models"
+BYTES = "€ü".encode()  # byte tokens, so that a code point takes several of them
+TEMPLATE = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}<|im_end|>{% endfor %}a"
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+CONTROL = ("<unk>", "<s>", "<|im_end|>")
+
+
+def write_tokenizer(directory: Path, vocab: int, bos: bool = False) -> None:
+    """Write a tokenizer of one letter a token, behind control tokens 0 to 2 and the bytes of `BYTES`."""
+    pieces = [*CONTROL, *(f"<0x{byte:02X}>" for byte in BYTES)]
+    pieces += LETTERS[: vocab - len(pieces)]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
+    tokenizer.add_special_tokens(list(CONTROL))
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "bos_token": "<s>",
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+        "add_bos_token": bos,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
+def copy_model(
+    to: Path,
+    name: str = "llama-untied",
+    *,
+    text: bool = False,
+    bos: bool = False,
+    generation: dict | None = None,
+    **config,
+) -> Path:
+    """Copy a golden model with 1024 positions, no stop tokens and `config`; with a tokenizer if `text`."""
+    directory = to / f"{name}-{len(list(to.iterdir()))}"
+    shutil.copytree(GOLDEN / name, directory)
+    path = directory / "config.json"
+    values = json.loads(path.read_text()) | {"max_position_embeddings": 1024, "eos_token_id": None} | config
+    path.write_text(json.dumps(values))
+    if text:
+        write_tokenizer(directory, values["vocab_size"], bos)
+    if generation is not None:
+        (directory / "generation_config.json").write_text(json.dumps(generation))
+    return directory
+
+
+def draw_tokens(count: int, seed: int = 0, vocab: int = 70) -> list[int]:
+    """Return random token ids."""
+    return np.random.default_rng(seed).integers(0, vocab, count).tolist()
+
+
+def greedy(lm: LanguageModel, prompt: list[int], count: int) -> list[int]:
+    """Return what greedy generation must be: the largest logit of the whole sequence, run afresh."""
+    tokens = list(prompt)
+    for _ in range(count):
+        tokens.append(int(lm.logits(tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
