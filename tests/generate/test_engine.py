@@ -103,9 +103,7 @@ def test_interleaved_answers_are_those_of_each_alone(small):
     ]
     alone = [small.generate(**each).tokens for each in options]
     streams = [small.stream(**each) for each in options]
-    chunks = [
-        [chunk.token for chunk in column if chunk] for column in zip(*zip_longest(*streams), strict=True)
-    ]
+    chunks = [[chunk.token for chunk in column if chunk] for column in zip(*zip_longest(*streams), strict=True)]
     assert chunks == alone
     assert alone[2] != alone[3]
 

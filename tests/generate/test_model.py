@@ -145,9 +145,7 @@ def test_text_held_back_at_the_end_is_given_out(small_text):
 # ---- what is refused ---------------------------------------------------------------------------------------
 def test_a_prompt_that_does_not_fit_is_refused_with_the_counts(make):
     lm = load(make(), context=100)
-    with pytest.raises(
-        LatticeError, match="context of 100 tokens, got 90 prompt tokens and max_tokens 11"
-    ) as caught:
+    with pytest.raises(LatticeError, match="context of 100 tokens, got 90 prompt tokens and max_tokens 11") as caught:
         lm.generate(draw_tokens(90), max_tokens=11)
     assert "lower max_tokens to 10" in str(caught.value) and "1024" in str(caught.value)
     assert len(lm.generate(draw_tokens(90), max_tokens=10).tokens) == 10
@@ -183,9 +181,7 @@ def test_bad_token_ids_for_logits_are_refused(small):
             small.logits(tokens)
 
 
-@pytest.mark.parametrize(
-    "messages", [[{}], [{"content": "x"}], [{"role": 1, "content": "x"}], [{"role": "user"}, 5]]
-)
+@pytest.mark.parametrize("messages", [[{}], [{"content": "x"}], [{"role": 1, "content": "x"}], [{"role": "user"}, 5]])
 def test_bad_messages_are_refused(small_text, messages):
     with pytest.raises(LatticeError):
         small_text.generate(messages)

@@ -48,9 +48,7 @@ def test_where_the_tokenizer_adds_a_bos_it_begins_every_window(make):
 
 def test_progress_is_told(small_text):
     seen = []
-    small_text.measure_perplexity(
-        TEXT, context=32, progress=lambda done, windows: seen.append((done, windows))
-    )
+    small_text.measure_perplexity(TEXT, context=32, progress=lambda done, windows: seen.append((done, windows)))
     assert seen == [(i + 1, 6) for i in range(6)]
 
 

@@ -25,22 +25,34 @@ from gguf.quants import dequantize, quantize
 MERGES = ("t h", "th e", "Ġ the", "i n", "Ġ a", "a n", "an d", "Ġ and", "e r")
 WORDS = ("the", "cat", "sat", "##ing", "run", "and")
 LLAMA_LAYER = {
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
 }
 LLAMA_REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 BERT_LAYER = {
-    "attention.self.query": "attn_q", "attention.self.key": "attn_k", "attention.self.value": "attn_v",
-    "attention.output.dense": "attn_output", "attention.output.LayerNorm": "attn_output_norm",
-    "intermediate.dense": "ffn_up", "output.dense": "ffn_down", "output.LayerNorm": "layer_output_norm",
+    "attention.self.query": "attn_q",
+    "attention.self.key": "attn_k",
+    "attention.self.value": "attn_v",
+    "attention.output.dense": "attn_output",
+    "attention.output.LayerNorm": "attn_output_norm",
+    "intermediate.dense": "ffn_up",
+    "output.dense": "ffn_down",
+    "output.LayerNorm": "layer_output_norm",
 }
 BERT_REST = {
-    "embeddings.word_embeddings": "token_embd", "embeddings.position_embeddings": "position_embd",
-    "embeddings.token_type_embeddings": "token_types", "embeddings.LayerNorm": "token_embd_norm",
+    "embeddings.word_embeddings": "token_embd",
+    "embeddings.position_embeddings": "position_embd",
+    "embeddings.token_type_embeddings": "token_types",
+    "embeddings.LayerNorm": "token_embd_norm",
 }
-PLAIN = ("position_embd.weight", "token_types.weight")      # two-dimensional and f32 all the same
+PLAIN = ("position_embd.weight", "token_types.weight")  # two-dimensional and f32 all the same
 
 
 def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
@@ -113,7 +125,7 @@ def add_rope(writer: GGUFWriter, config: object) -> None:
     divisors = []
     for index in range(0, head_dim, 2):
         turns = context / (2 * math.pi * rope["rope_theta"] ** (index / head_dim))  # in the original context
-        share = min(1.0, max(0.0, (turns - low) / (high - low)))                    # 1: kept, 0: divided
+        share = min(1.0, max(0.0, (turns - low) / (high - low)))  # 1: kept, 0: divided
         divisors.append(1 / ((1 - share) / factor + share))
     if len({1.0, factor} & set(divisors)) < 2 or len(set(divisors)) < 3:
         raise SystemExit(f"llama3 scaling does not hit all three bands: {divisors}")
@@ -149,8 +161,13 @@ def add_wordpiece(writer: GGUFWriter, size: int) -> None:
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens + [f"[unused{index}]" for index in range(len(tokens), size)])
     writer.add_token_types(kinds)
-    setters = (writer.add_pad_token_id, writer.add_unk_token_id, writer.add_bos_token_id,     # bos is [CLS]
-               writer.add_sep_token_id, writer.add_mask_token_id)
+    setters = (
+        writer.add_pad_token_id,
+        writer.add_unk_token_id,
+        writer.add_bos_token_id,  # bos is [CLS]
+        writer.add_sep_token_id,
+        writer.add_mask_token_id,
+    )
     for index, set_id in enumerate(setters):
         set_id(index)
 

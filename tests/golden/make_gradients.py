@@ -34,11 +34,29 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 ROOT = Path(__file__).parent / "gradients"
 LENGTHS = (9, 14)
-LLAMA = dict(vocab_size=48, hidden_size=24, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             head_dim=6, intermediate_size=32, max_position_embeddings=64, rms_norm_eps=1e-5)
-BERT = dict(vocab_size=48, hidden_size=24, num_hidden_layers=2, num_attention_heads=3, intermediate_size=32,
-            max_position_embeddings=20, type_vocab_size=2, attn_implementation="sdpa",
-            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+LLAMA = dict(
+    vocab_size=48,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=6,
+    intermediate_size=32,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-5,
+)
+BERT = dict(
+    vocab_size=48,
+    hidden_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    intermediate_size=32,
+    max_position_embeddings=20,
+    type_vocab_size=2,
+    attn_implementation="sdpa",
+    hidden_dropout_prob=0.0,
+    attention_probs_dropout_prob=0.0,
+)
 
 
 class DoubleNorm(nn.Module):
@@ -110,12 +128,15 @@ def make_llama(name: str, tied: bool, seed: int) -> None:
     for index, length in enumerate(LENGTHS):
         tokens = random.integers(0, config.vocab_size, length).astype(np.int32)
         targets = np.append(tokens[1:], -100).astype(np.int32)
-        targets[:3] = -100                                          # a prompt that is not learnt
+        targets[:3] = -100  # a prompt that is not learnt
         logits = model(torch.tensor(tokens).long()[None]).logits[0]
         parts.append(nn.functional.cross_entropy(logits, torch.tensor(targets).long(), reduction="sum"))
         asked += int((targets >= 0).sum())
-        values |= {f"tokens_{index}": tokens, f"targets_{index}": targets,
-                   f"logits_{index}": logits.detach().numpy().astype(np.float32)}
+        values |= {
+            f"tokens_{index}": tokens,
+            f"targets_{index}": targets,
+            f"logits_{index}": logits.detach().numpy().astype(np.float32),
+        }
     save(name, model, sum(parts) / asked, values)
 
 
@@ -130,8 +151,11 @@ def make_bert(name: str, pooled: bool, seed: int) -> None:
         result = nn.functional.normalize(hidden.mean(0), dim=-1) if pooled else hidden
         weights = random.standard_normal(tuple(result.shape)).astype(np.float32)
         parts.append((result * torch.tensor(weights).double()).sum())
-        values |= {f"tokens_{index}": tokens, f"weights_{index}": weights,
-                   f"{'pooled' if pooled else 'hidden'}_{index}": result.detach().numpy().astype(np.float32)}
+        values |= {
+            f"tokens_{index}": tokens,
+            f"weights_{index}": weights,
+            f"{'pooled' if pooled else 'hidden'}_{index}": result.detach().numpy().astype(np.float32),
+        }
     save(name, model, sum(parts), values)
 
 

@@ -28,23 +28,49 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel
-from transformers import LlamaConfig, LlamaForCausalLM
-
 from make_gguf import write_bert, write_llama
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForPreTraining,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 ROOT = Path(__file__).parent / "models"
-SHORT = (1, 6, 65)                                  # lengths of the sequences
+SHORT = (1, 6, 65)  # lengths of the sequences
 LONG = (1, 2, 17, 64, 130)
-BERT = dict(vocab_size=70, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
-            max_position_embeddings=72, type_vocab_size=2)
-LLAMA = dict(vocab_size=70, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-             intermediate_size=40, max_position_embeddings=256, tie_word_embeddings=False)
+BERT = dict(
+    vocab_size=70,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=48,
+    max_position_embeddings=72,
+    type_vocab_size=2,
+)
+LLAMA = dict(
+    vocab_size=70,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    intermediate_size=40,
+    max_position_embeddings=256,
+    tie_word_embeddings=False,
+)
 BERT_ONE = BERT | dict(num_hidden_layers=1)
 LLAMA_ONE = LLAMA | dict(num_hidden_layers=1, tie_word_embeddings=True)
-LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=32)
+LLAMA3 = dict(
+    rope_type="llama3",
+    rope_theta=10000.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
 
 
 @dataclass(frozen=True)
@@ -56,10 +82,10 @@ class Case:
     values: dict = field(default_factory=dict)
     lengths: tuple[int, ...] = SHORT
     dtype: torch.dtype = torch.float32
-    shard: str | None = None                        # save_pretrained's max_shard_size
+    shard: str | None = None  # save_pretrained's max_shard_size
     model: type = LlamaForCausalLM
-    rewrite: Callable[[Path], None] | None = None   # last change to the saved files
-    gguf: str | None = None                         # weight format of the one .gguf, instead of safetensors
+    rewrite: Callable[[Path], None] | None = None  # last change to the saved files
+    gguf: str | None = None  # weight format of the one .gguf, instead of safetensors
 
 
 def edit_config(directory: Path, drop: tuple[str, ...] = (), **values) -> None:
@@ -71,21 +97,37 @@ def edit_config(directory: Path, drop: tuple[str, ...] = (), **values) -> None:
 def old_names(directory: Path) -> None:
     """BERT as checkpoints of 2019 to 2022 hold it: gamma, beta, a buffer of position ids, old config keys."""
     path = directory / "model.safetensors"
-    tensors = {name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
-               for name, value in load_file(path).items()}
+    tensors = {
+        name.replace("Norm.weight", "Norm.gamma").replace("Norm.bias", "Norm.beta"): value
+        for name, value in load_file(path).items()
+    }
     prefix = "bert." if any(name.startswith("bert.") for name in tensors) else ""
     count = tensors[prefix + "embeddings.position_embeddings.weight"].shape[0]
     tensors[prefix + "embeddings.position_ids"] = torch.arange(count).unsqueeze(0)
     save_file(tensors, path, metadata={"format": "pt"})
-    edit_config(directory, drop=("dtype",), position_embedding_type="absolute", torch_dtype="float32",
-                gradient_checkpointing=False, transformers_version="4.8.2")
+    edit_config(
+        directory,
+        drop=("dtype",),
+        position_embedding_type="absolute",
+        torch_dtype="float32",
+        gradient_checkpointing=False,
+        transformers_version="4.8.2",
+    )
 
 
 def old_rope(scaling: dict | None, theta: float) -> Callable[[Path], None]:
     """config.json as transformers 4 wrote it: rope_theta and rope_scaling beside each other, torch_dtype."""
+
     def rewrite(directory: Path) -> None:
-        edit_config(directory, drop=("rope_parameters", "dtype"), rope_theta=theta, rope_scaling=scaling,
-                    torch_dtype="float32", transformers_version="4.45.0")
+        edit_config(
+            directory,
+            drop=("rope_parameters", "dtype"),
+            rope_theta=theta,
+            rope_scaling=scaling,
+            torch_dtype="float32",
+            transformers_version="4.45.0",
+        )
+
     return rewrite
 
 
@@ -102,73 +144,179 @@ def without_theta(values: dict) -> dict:
 
 
 CASES = (
-    Case("bert-gelu", "the plain encoder, up to 130 tokens", BERT | dict(max_position_embeddings=136), LONG,
-         model=BertModel),
-    Case("bert-heads12", "12 heads of 3: an odd head_dim; hidden 36, vocab 67", BERT | dict(
-        hidden_size=36, num_attention_heads=12, intermediate_size=52, vocab_size=67), model=BertModel),
+    Case(
+        "bert-gelu",
+        "the plain encoder, up to 130 tokens",
+        BERT | dict(max_position_embeddings=136),
+        LONG,
+        model=BertModel,
+    ),
+    Case(
+        "bert-heads12",
+        "12 heads of 3: an odd head_dim; hidden 36, vocab 67",
+        BERT | dict(hidden_size=36, num_attention_heads=12, intermediate_size=52, vocab_size=67),
+        model=BertModel,
+    ),
     Case("bert-type1", "one token type", BERT_ONE | dict(type_vocab_size=1), model=BertModel),
-    Case("bert-gelu-new", "tanh gelu; layer_norm_eps 1e-5", BERT_ONE | dict(
-        hidden_act="gelu_new", layer_norm_eps=1e-5), model=BertModel),
-    Case("bert-relu", "relu; hidden 40, 5 heads of 8, intermediate 60", BERT_ONE | dict(
-        hidden_act="relu", hidden_size=40, num_attention_heads=5, intermediate_size=60), model=BertModel),
-    Case("bert-short-table", "a position table of 40: a sequence of exactly 40; a longer one must be refused",
-         BERT_ONE | dict(max_position_embeddings=40), (1, 7, 40), model=BertModel),
-    Case("bert-eps", "tiny embeddings, so that layer_norm_eps 0.1 matters", BERT_ONE | dict(
-        layer_norm_eps=0.1), model=BertModel),
+    Case(
+        "bert-gelu-new",
+        "tanh gelu; layer_norm_eps 1e-5",
+        BERT_ONE | dict(hidden_act="gelu_new", layer_norm_eps=1e-5),
+        model=BertModel,
+    ),
+    Case(
+        "bert-relu",
+        "relu; hidden 40, 5 heads of 8, intermediate 60",
+        BERT_ONE | dict(hidden_act="relu", hidden_size=40, num_attention_heads=5, intermediate_size=60),
+        model=BertModel,
+    ),
+    Case(
+        "bert-short-table",
+        "a position table of 40: a sequence of exactly 40; a longer one must be refused",
+        BERT_ONE | dict(max_position_embeddings=40),
+        (1, 7, 40),
+        model=BertModel,
+    ),
+    Case(
+        "bert-eps",
+        "tiny embeddings, so that layer_norm_eps 0.1 matters",
+        BERT_ONE | dict(layer_norm_eps=0.1),
+        model=BertModel,
+    ),
     Case("bert-prefix", "bert. prefix, masked-LM head, no pooler", BERT, model=BertForMaskedLM),
-    Case("bert-old-names", "bert. prefix, gamma, beta, position_ids, pooler and both heads, old config keys",
-         BERT, model=BertForPreTraining, rewrite=old_names),
+    Case(
+        "bert-old-names",
+        "bert. prefix, gamma, beta, position_ids, pooler and both heads, old config keys",
+        BERT,
+        model=BertForPreTraining,
+        rewrite=old_names,
+    ),
     Case("bert-fp16", "weights in fp16", BERT, model=BertModel, dtype=torch.float16),
     Case("bert-bf16", "weights in bf16", BERT, model=BertModel, dtype=torch.bfloat16),
     Case("bert-sharded", "three files and an index", BERT, model=BertModel, shard="34KB"),
-
     Case("llama-untied", "an untied head, 4 q and 2 kv heads, up to 130 tokens", LLAMA, LONG),
     Case("llama-tied", "the embedding is the head", LLAMA | dict(tie_word_embeddings=True)),
-    Case("llama-bare", "no model. prefix, no head tensor, tied", LLAMA | dict(tie_word_embeddings=True),
-         rewrite=bare_names),
+    Case(
+        "llama-bare",
+        "no model. prefix, no head tensor, tied",
+        LLAMA | dict(tie_word_embeddings=True),
+        rewrite=bare_names,
+    ),
     Case("llama-biases", "attention_bias and mlp_bias", LLAMA | dict(attention_bias=True, mlp_bias=True)),
-    Case("llama-9q3kv", "9 q and 3 kv heads of 4 (SmolLM2's counts), hidden 36, tied", LLAMA | dict(
-        hidden_size=36, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True,
-        rope_parameters=dict(rope_type="default", rope_theta=100000.0))),
-    Case("llama-3q1kv", "3 q heads share one kv head; hidden 42, head_dim 14, vocab 101", LLAMA_ONE | dict(
-        hidden_size=42, num_attention_heads=3, num_key_value_heads=1, vocab_size=101)),
-    Case("llama-5mha", "5 heads, none shared; hidden 40; gelu; rms_norm_eps 1e-2", LLAMA_ONE | dict(
-        hidden_size=40, num_attention_heads=5, num_key_value_heads=5, hidden_act="gelu", rms_norm_eps=1e-2)),
-    Case("llama-head-dim", "head_dim 16 where hidden / heads is 14; hidden 56, intermediate 36",
-         LLAMA_ONE | dict(
-        hidden_size=56, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=36)),
-    Case("llama-theta", "rope_theta 500000; rms_norm_eps 1e-5; hidden 72, 6 and 2 heads of 12",
-         LLAMA_ONE | dict(hidden_size=72, num_attention_heads=6, num_key_value_heads=2, rms_norm_eps=1e-5,
-                          rope_parameters=dict(rope_type="default", rope_theta=500000.0))),
-    Case("llama-theta-old", "rope_theta 1000 beside a null rope_scaling, as transformers 4 wrote it",
-         LLAMA_ONE | dict(
-        rope_parameters=dict(rope_type="default", rope_theta=1000.0)), rewrite=old_rope(None, 1000.0)),
-    Case("llama-linear", "linear rotary scaling by 4, new keys", LLAMA_ONE | dict(
-        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0))),
-    Case("llama-linear-old", "linear rotary scaling by 2.5, the old `type` key", LLAMA_ONE | dict(
-        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.5)),
-        rewrite=old_rope(dict(type="linear", factor=2.5), 10000.0)),
-    Case("llama-llama3", "llama3 rotary scaling, original context 32, head_dim 16: in all three bands",
-         LLAMA | dict(
-        num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3), LONG),
-    Case("llama-llama3-old", "llama3 rotary scaling in rope_scaling with rope_theta beside it",
-         LLAMA_ONE | dict(
-        num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3 | dict(rope_theta=500.0)),
-        rewrite=old_rope(without_theta(LLAMA3), 500.0)),
+    Case(
+        "llama-9q3kv",
+        "9 q and 3 kv heads of 4 (SmolLM2's counts), hidden 36, tied",
+        LLAMA
+        | dict(
+            hidden_size=36,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=100000.0),
+        ),
+    ),
+    Case(
+        "llama-3q1kv",
+        "3 q heads share one kv head; hidden 42, head_dim 14, vocab 101",
+        LLAMA_ONE | dict(hidden_size=42, num_attention_heads=3, num_key_value_heads=1, vocab_size=101),
+    ),
+    Case(
+        "llama-5mha",
+        "5 heads, none shared; hidden 40; gelu; rms_norm_eps 1e-2",
+        LLAMA_ONE
+        | dict(hidden_size=40, num_attention_heads=5, num_key_value_heads=5, hidden_act="gelu", rms_norm_eps=1e-2),
+    ),
+    Case(
+        "llama-head-dim",
+        "head_dim 16 where hidden / heads is 14; hidden 56, intermediate 36",
+        LLAMA_ONE
+        | dict(hidden_size=56, num_attention_heads=4, num_key_value_heads=2, head_dim=16, intermediate_size=36),
+    ),
+    Case(
+        "llama-theta",
+        "rope_theta 500000; rms_norm_eps 1e-5; hidden 72, 6 and 2 heads of 12",
+        LLAMA_ONE
+        | dict(
+            hidden_size=72,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-5,
+            rope_parameters=dict(rope_type="default", rope_theta=500000.0),
+        ),
+    ),
+    Case(
+        "llama-theta-old",
+        "rope_theta 1000 beside a null rope_scaling, as transformers 4 wrote it",
+        LLAMA_ONE | dict(rope_parameters=dict(rope_type="default", rope_theta=1000.0)),
+        rewrite=old_rope(None, 1000.0),
+    ),
+    Case(
+        "llama-linear",
+        "linear rotary scaling by 4, new keys",
+        LLAMA_ONE | dict(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=4.0)),
+    ),
+    Case(
+        "llama-linear-old",
+        "linear rotary scaling by 2.5, the old `type` key",
+        LLAMA_ONE | dict(rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.5)),
+        rewrite=old_rope(dict(type="linear", factor=2.5), 10000.0),
+    ),
+    Case(
+        "llama-llama3",
+        "llama3 rotary scaling, original context 32, head_dim 16: in all three bands",
+        LLAMA | dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3),
+        LONG,
+    ),
+    Case(
+        "llama-llama3-old",
+        "llama3 rotary scaling in rope_scaling with rope_theta beside it",
+        LLAMA_ONE | dict(num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3 | dict(rope_theta=500.0)),
+        rewrite=old_rope(without_theta(LLAMA3), 500.0),
+    ),
     Case("llama-bf16", "weights in bf16", LLAMA, dtype=torch.bfloat16),
     Case("llama-fp16", "weights in fp16", LLAMA, dtype=torch.float16),
     Case("llama-sharded", "three files and an index; untied", LLAMA, shard="32KB"),
-
-    Case("gguf-llama-f32", "llama-llama3's values as llama.cpp stores them: permuted q and k, rope_freqs",
-         LLAMA | dict(vocab_size=112, num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3), gguf="F32"),
-    Case("gguf-llama-f16", "9 q and 3 kv heads, hidden 72, f16, tied, rope theta 100000", LLAMA | dict(
-        vocab_size=112, hidden_size=72, num_attention_heads=9, num_key_value_heads=3,
-        tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=100000.0)), gguf="F16"),
-    Case("gguf-llama-q8_0", "q8_0 matrices and embedding, hidden 64, intermediate 128, linear by 2", LLAMA | dict(
-        vocab_size=112, hidden_size=64, num_hidden_layers=1, intermediate_size=128, tie_word_embeddings=True,
-        rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0)), gguf="Q8_0"),
-    Case("gguf-bert-f32", "an encoder as llama.cpp stores it",
-         BERT | dict(vocab_size=112), model=BertModel, gguf="F32"),
+    Case(
+        "gguf-llama-f32",
+        "llama-llama3's values as llama.cpp stores them: permuted q and k, rope_freqs",
+        LLAMA | dict(vocab_size=112, num_attention_heads=2, num_key_value_heads=1, rope_parameters=LLAMA3),
+        gguf="F32",
+    ),
+    Case(
+        "gguf-llama-f16",
+        "9 q and 3 kv heads, hidden 72, f16, tied, rope theta 100000",
+        LLAMA
+        | dict(
+            vocab_size=112,
+            hidden_size=72,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="default", rope_theta=100000.0),
+        ),
+        gguf="F16",
+    ),
+    Case(
+        "gguf-llama-q8_0",
+        "q8_0 matrices and embedding, hidden 64, intermediate 128, linear by 2",
+        LLAMA
+        | dict(
+            vocab_size=112,
+            hidden_size=64,
+            num_hidden_layers=1,
+            intermediate_size=128,
+            tie_word_embeddings=True,
+            rope_parameters=dict(rope_type="linear", rope_theta=10000.0, factor=2.0),
+        ),
+        gguf="Q8_0",
+    ),
+    Case(
+        "gguf-bert-f32",
+        "an encoder as llama.cpp stores it",
+        BERT | dict(vocab_size=112),
+        model=BertModel,
+        gguf="F32",
+    ),
 )
 
 
@@ -217,14 +365,14 @@ def make(case: Case, seed: int) -> None:
     model = build(case, seed)
     if case.gguf:
         write = write_llama if case.model is LlamaForCausalLM else write_bert
-        model.load_state_dict(write(directory / "model.gguf", model, case.gguf))       # what the file holds
+        model.load_state_dict(write(directory / "model.gguf", model, case.gguf))  # what the file holds
     else:
         model.to(case.dtype).save_pretrained(directory, max_shard_size=case.shard or "1GB")
         (directory / "generation_config.json").unlink(missing_ok=True)
         if case.rewrite:
             case.rewrite(directory)
         rounded = model.state_dict()
-        model = build(case, seed)       # a new one: a cast to bf16 also rounds the rotary frequencies
+        model = build(case, seed)  # a new one: a cast to bf16 also rounds the rotary frequencies
         model.load_state_dict(rounded)
     np.savez_compressed(directory / "golden.npz", **golden(model, case, seed))
     check(directory, case)

@@ -30,8 +30,14 @@ import numpy as np
 
 HERE = Path(__file__).parent
 LINES, LONG, SHORT, CUT = 200, 24, 60, 256
-PROMPTS = ("The capital of France is", "Once upon a time there was a", "def fibonacci(n):\n", "1, 2, 3, 4, 5,",
-           "Water boils at a temperature of", "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n")
+PROMPTS = (
+    "The capital of France is",
+    "Once upon a time there was a",
+    "def fibonacci(n):\n",
+    "1, 2, 3, 4, 5,",
+    "Water boils at a temperature of",
+    "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
+)
 
 
 def choose(lines: list[str], lengths: list[int]) -> list[int]:
@@ -40,9 +46,10 @@ def choose(lines: list[str], lengths: list[int]) -> list[int]:
     for index, length in enumerate(lengths):
         groups[0 if length > CUT else 1 if length < 40 else 2].append(index)
     wanted = (LONG, SHORT, LINES - LONG - SHORT)
-    chosen = [group[step * len(group) // count] for group, count in zip(groups, wanted, strict=True)
-              for step in range(count)]
-    return sorted(chosen, key=lambda index: lines[index].encode()[::-1])        # no order of length or place
+    chosen = [
+        group[step * len(group) // count] for group, count in zip(groups, wanted, strict=True) for step in range(count)
+    ]
+    return sorted(chosen, key=lambda index: lines[index].encode()[::-1])  # no order of length or place
 
 
 def sentences(directory: str, text: str) -> None:
@@ -67,12 +74,17 @@ def sentences(directory: str, text: str) -> None:
         vectors.append(model.encode(line, normalize_embeddings=True, show_progress_bar=False))
     (HERE / "sentences.txt").write_text("\n".join(texts) + "\n", encoding="utf-8")
     np.savez_compressed(
-        HERE / "sentences.npz", vectors=np.array(vectors, np.float32), tokens=np.concatenate(ids).astype(np.uint16),
+        HERE / "sentences.npz",
+        vectors=np.array(vectors, np.float32),
+        tokens=np.concatenate(ids).astype(np.uint16),
         offsets=np.cumsum([0, *map(len, ids)]).astype(np.int32),
         lengths=np.array([counts[index] for index in chosen], np.int32),
-        sha256=np.array([hashlib.sha256(line.encode()).hexdigest() for line in texts]))
-    print(f"{len(texts)} lines, {sum(counts[index] > CUT for index in chosen)} cut, "
-          f"shortest {min(map(len, ids))} tokens, {sum(map(len, ids))} in all")
+        sha256=np.array([hashlib.sha256(line.encode()).hexdigest() for line in texts]),
+    )
+    print(
+        f"{len(texts)} lines, {sum(counts[index] > CUT for index in chosen)} cut, "
+        f"shortest {min(map(len, ids))} tokens, {sum(map(len, ids))} in all"
+    )
 
 
 def smollm2(path: str) -> None:
@@ -94,9 +106,17 @@ def smollm2(path: str) -> None:
             greedy.append(int(logits.argmax()))
             margins.append(first - second)
             model.eval([greedy[-1]])
-        values |= {f"prompt_{index}": np.array(tokens, np.int32), f"greedy_{index}": np.array(greedy, np.int32),
-                   f"margin_{index}": np.array(margins, np.float32)}
-        print(repr(prompt), "->", repr(model.detokenize(greedy).decode(errors="replace")), f"margin {min(margins):.3f}")
+        values |= {
+            f"prompt_{index}": np.array(tokens, np.int32),
+            f"greedy_{index}": np.array(greedy, np.int32),
+            f"margin_{index}": np.array(margins, np.float32),
+        }
+        print(
+            repr(prompt),
+            "->",
+            repr(model.detokenize(greedy).decode(errors="replace")),
+            f"margin {min(margins):.3f}",
+        )
     np.savez_compressed(HERE / "sentences_smollm2.npz", **values)
 
 

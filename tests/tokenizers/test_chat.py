@@ -27,7 +27,9 @@ _spec.loader.exec_module(attacks)
 
 
 def text(source: str, messages: list | None = None, **variables: object) -> str:
-    return ChatTemplate(source, bos="<s>", eos="</s>").render(TALK if messages is None else messages, **variables)
+    return ChatTemplate(source, bos="<s>", eos="</s>").render(
+        TALK if messages is None else messages, **variables
+    )
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=[f"{i}-{golden['name']}" for i, golden in enumerate(GOLDENS)])
@@ -55,10 +57,12 @@ def test_attack_is_refused_or_harmless(name: str) -> None:
     assert time.thread_time() - before < 8
 
 
-@pytest.mark.parametrize("name", [name for name in attacks.ATTACKS if "range" in name and "bomb" in name])
+@pytest.mark.parametrize(
+    "name", ["nested ranges", "doubling", "captured blocks", "macros", "macro branching", "center", "format"]
+)
 def test_bomb_is_an_error(name: str) -> None:
     with pytest.raises(TemplateError):
-        text(attacks.ATTACKS[name])
+        text(attacks.BOMBS[name])
 
 
 def test_source_limit_counts_bytes() -> None:
@@ -76,7 +80,9 @@ def test_output_limit() -> None:
         text("{{ messages[0].content }}ab", long)
 
 
-@pytest.mark.parametrize("source", ["{{ 'a' * 2 }}", "{{ 2 * 'a' }}", "{{ 'a' ** 2 }}", "{{ '%s' % 1 }}", "{{ '%s'|format(1) }}"])
+@pytest.mark.parametrize(
+    "source", ["{{ 'a' * 2 }}", "{{ 2 * 'a' }}", "{{ 'a' ** 2 }}", "{{ '%s' % 1 }}", "{{ '%s'|format(1) }}"]
+)
 def test_string_operators_are_refused(source: str) -> None:
     with pytest.raises(TemplateError, match="expected n"):
         text(source)
@@ -87,7 +93,9 @@ def test_constants_are_not_evaluated_while_compiling() -> None:
 
 
 def test_raise_exception_is_a_clear_error() -> None:
-    with pytest.raises(LatticeError, match="expected messages that the template accepts, got roles must alternate"):
+    with pytest.raises(
+        LatticeError, match="expected messages that the template accepts, got roles must alternate"
+    ):
         text("{{ raise_exception('roles must alternate') }}")
 
 
@@ -127,7 +135,9 @@ def test_the_trace_function_is_given_back() -> None:
 
 
 def test_threads_have_their_own_budgets() -> None:
-    template = ChatTemplate("{% set s = messages[0].content %}{% for i in range(12) %}{{ s ~ i }}{% endfor %}")
+    template = ChatTemplate(
+        "{% set s = messages[0].content %}{% for i in range(12) %}{{ s ~ i }}{% endfor %}"
+    )
     content = [{"role": "user", "content": "a" * 80_000}]
     failures: list[Exception] = []
 
@@ -153,7 +163,9 @@ def test_now_is_a_date() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.text(alphabet="{}%|'\"()[]~*+.abcrange019_ =\\\n", max_size=60),
-    st.sampled_from(["{{ %s }}", "{%% set x = %s %%}{{ x }}", "{%% for i in %s %%}{{ i }}{%% endfor %%}", "%s"]),
+    st.sampled_from(
+        ["{{ %s }}", "{%% set x = %s %%}{{ x }}", "{%% for i in %s %%}{{ i }}{%% endfor %%}", "%s"]
+    ),
 )
 def test_any_source_gives_text_or_our_error(fragment: str, frame: str) -> None:
     try:
@@ -164,7 +176,12 @@ def test_any_source_gives_text_or_our_error(fragment: str, frame: str) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text()}), max_size=4))
+@given(
+    st.lists(
+        st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text()}),
+        max_size=4,
+    )
+)
 def test_content_is_never_code(messages: list) -> None:
     wanted = "".join(f"<{m['role']}>{m['content']}" for m in messages)
     assert text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", messages) == wanted

@@ -74,7 +74,10 @@ def test_cache_is_a_tokenizer_directory(tmp_path: Path) -> None:
     for tokenizer in (built, opened, directly):
         assert tokenizer.encode_batch(GOLDEN["strings"]) == GOLDEN["ids"]["smollm"]
         assert tokenizer.chat_template().render([]) == "<|im_end|>!"
-    assert sorted(path.name for path in (tmp_path / "0123abcd").iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert sorted(path.name for path in (tmp_path / "0123abcd").iterdir()) == [
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
@@ -126,13 +129,28 @@ def test_unnamed_pretokenizer_warns() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("tokens", None), ("tokens", "abc"), ("tokens", [1, 2]), ("tokens", []), ("tokens", ["a", "a"]), ("tokens", 7),
-        ("merges", None), ("merges", ["ab"]), ("merges", ["a "]), ("merges", ["zzzz yyyy"]), ("merges", [3]),
-        ("token_type", [1]), ("token_type", ["x"] * 700), ("token_type", 5),
-        ("bos_token_id", -1), ("bos_token_id", 700), ("eos_token_id", "x"), ("eos_token_id", True), ("eos_token_id", 1.5),
+        ("tokens", None),
+        ("tokens", "abc"),
+        ("tokens", [1, 2]),
+        ("tokens", []),
+        ("tokens", ["a", "a"]),
+        ("tokens", 7),
+        ("merges", None),
+        ("merges", ["ab"]),
+        ("merges", ["a "]),
+        ("merges", ["zzzz yyyy"]),
+        ("merges", [3]),
+        ("token_type", [1]),
+        ("token_type", ["x"] * 700),
+        ("token_type", 5),
+        ("bos_token_id", -1),
+        ("bos_token_id", 700),
+        ("eos_token_id", "x"),
+        ("eos_token_id", True),
+        ("eos_token_id", 1.5),
         ("add_bos_token", "yes"),
     ],
-)  # fmt: skip
+)
 def test_malformed_metadata_is_a_format_error(key: str, value: object) -> None:
     with pytest.raises(FormatError):
         tokenizer_from_gguf({**METADATA, f"tokenizer.ggml.{key}": value})
@@ -155,7 +173,9 @@ def test_smollm2() -> None:
     )
     rng = random.Random(1)
     for _ in range(300):
-        text = "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0xD7FF)])) for _ in range(20))
+        text = "".join(
+            chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0xD7FF)])) for _ in range(20)
+        )
         ids = tokenizer.encode(text)
         stream = tokenizer.stream()
         assert "".join(map(stream.push, ids)) + stream.finish() == tokenizer.decode(ids) == text

@@ -24,15 +24,45 @@ def byte_level() -> Tokenizer:
 
 
 def wordpiece() -> Tokenizer:
-    words = ["[PAD]", "[UNK]", "a", "the", "##ing", "##s", ".", ",", "'", "n't", "##", "é", "do", "not", "!", "##'s", "?"]
-    library = Library(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "a",
+        "the",
+        "##ing",
+        "##s",
+        ".",
+        ",",
+        "'",
+        "n't",
+        "##",
+        "é",
+        "do",
+        "not",
+        "!",
+        "##'s",
+        "?",
+    ]
+    library = Library(
+        models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
+    )
     library.decoder = decoders.WordPiece()
     library.add_special_tokens(["[PAD]", "[UNK]"])
     return Tokenizer(library)
 
 
 def byte_fallback() -> Tokenizer:
-    words = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁the", "▁", "a", "▁▁", "é", "\ufffd"]
+    words = [
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁the",
+        "▁",
+        "a",
+        "▁▁",
+        "é",
+        "\ufffd",
+    ]
     library = Library(models.BPE({word: number for number, word in enumerate(words)}, []))
     library.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -62,7 +92,7 @@ KINDS = {f.__name__: f() for f in (byte_level, wordpiece, byte_fallback, metaspa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_pushes_and_finish_are_decode(kind: str, data: st.DataObject) -> None:
     tokenizer = KINDS[kind]
@@ -72,7 +102,7 @@ def test_pushes_and_finish_are_decode(kind: str, data: st.DataObject) -> None:
     assert "".join(map(stream.push, ids)) + stream.finish() == tokenizer.decode(ids, skip)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.text(max_size=30))
 def test_valid_text_comes_whole_code_points_at_once(text: str) -> None:
     tokenizer = KINDS["byte_level"]

@@ -107,18 +107,20 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
 
 @contextmanager
 def byte_progress(label: str) -> Iterator[Any]:
-    """Give a `progress(name, done, total)` that draws a bar on a terminal, from its first call on."""
+    """Give a `progress(name, done, total)` that draws one bar on a terminal, from its first call on."""
     bar: Any = None
-    tasks: dict[str, Any] = {}
 
     def report(name: str, done: int, total: int | None) -> None:
         nonlocal bar
         if bar is None:
             bar = _byte_bar()
             bar.start()
-        if name not in tasks:
-            tasks[name] = bar.add_task(f"{label} {name}", total=total)
-        bar.update(tasks[name], completed=done, total=total)
+        doing, _, what = (
+            name.rpartition(" ") if name.startswith(("download ", "join ")) else (label, "", name)
+        )
+        amount = f"{size(done)} of {size(total)}" if total else ""
+        text = f"{doing} {what.rpartition('/')[2]}"
+        bar.update(bar.task_ids[0], description=text, completed=done, total=total, amount=amount)
 
     try:
         yield report if sys.stderr.isatty() else None
@@ -129,10 +131,14 @@ def byte_progress(label: str) -> Iterator[Any]:
 
 def _byte_bar() -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    description = TextColumn("{task.description}", table_column=Column(no_wrap=True))
+    columns = (description, BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[amount]}"))
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    bar.add_task("", total=None, amount="")
+    return bar
 
 
 @contextmanager
@@ -154,7 +160,7 @@ def fetch(source: str) -> Path:
     """Return where the model is, fetched if it is not here yet; LatticeError where it cannot be had."""
     from lattice.weights.sources import resolve
 
-    with byte_progress("fetching") as progress:
+    with byte_progress("unpack") as progress:
         return resolve(source, progress=progress)
 
 

@@ -65,7 +65,7 @@ def _verify(entry: Any) -> LatticeError | None:
     from lattice.weights.sources import verify
 
     try:
-        with byte_progress("hashing") as progress:
+        with byte_progress("hash") as progress:
             verify(entry.path, progress)
     except LatticeError as error:
         return error

@@ -7,6 +7,7 @@ last steps are the cheap ones. A sequence's vector does not depend on the step i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class Packer:
             offsets = np.zeros(len(sequences) + 1, np.int32)
             np.cumsum(lengths, out=offsets[1:])
             total = int(offsets[-1])
-            tokens = np.fromiter((token for sequence in sequences for token in sequence), np.int32, total)
+            tokens = np.fromiter(chain.from_iterable(sequences), np.int32, total)
             positions = self.counting[:total] - np.repeat(offsets[:-1], lengths)
         count = len(sequences)
         zeros = self.zeros[:total]

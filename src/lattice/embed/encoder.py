@@ -72,8 +72,8 @@ class Encoder:
         self.max_tokens: int = min(self.settings.max_tokens or self.positions, self.positions)
         self._texts = open_texts(opened.checkpoint, self.settings, self.max_tokens)
         self._where, self._model, self._backend = opened.checkpoint.path.name, opened.model, backend
-        weights = opened.weights.cast(dtype, encoder=True)
-        self._weights = backend.load(trace(self._hidden), weights)
+        program = trace(self._hidden)
+        self._weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
         self._plans: dict[str, tuple[Plan, Packer]] = {}
         self._lock = Lock()  # around everything that touches a plan
         self._budget = max(STEP_TOKENS, self.max_tokens)
@@ -215,6 +215,12 @@ class Encoder:
     def _too_long(self, lengths: list[int], texts: int) -> LatticeError:
         got = f"{len(lengths)} of {texts} longer, the longest {max(lengths)}"
         return expected("encode", f"texts of at most {self.max_tokens} tokens", got)
+
+
+def _products(program: Program) -> set[str]:
+    """Return the weights that are multiplied by; look-up tables stay as the file maps them."""
+    tables = {symbol.name for node in program.nodes if node.op.name == "embedding" for _, symbol in node.inputs()}
+    return {symbol.name for symbol in program.of_kind("weight")} - tables
 
 
 def _listed(texts: object) -> list[str]:

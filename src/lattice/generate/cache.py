@@ -45,9 +45,7 @@ class PagePool:
                 oldest.clear()
         if len(self.free) < count:
             wanted = f"{count} free pages of {PAGE_TOKENS} tokens"
-            hint = (
-                "finish or close a stream that is still open, lower max_tokens, or load with a larger context"
-            )
+            hint = "finish or close a stream that is still open, lower max_tokens, or load with a larger context"
             raise expected("cache", wanted, f"{len(self.free)} of {self.pages}", hint=hint)
         return [self.free.pop() for _ in range(count)]
 

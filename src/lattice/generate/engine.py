@@ -55,9 +55,7 @@ class Engine:
         self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
         self._program = trace(self._forward)
         self.weights = backend.load(self._program, opened.weights.cast(dtype))
-        self._state = {
-            s.name: backend.state(s.shape, s.dtype or "f32") for s in self._program.of_kind("state")
-        }
+        self._state = {s.name: backend.state(s.shape, s.dtype) for s in self._program.of_kind("state")}
         self._plan = self._compile(rows=1)
         logits = {"logits": self._plan.outputs["logits"]}
         self._history = min(self.vocab, self.context)

@@ -75,9 +75,7 @@ class Completion:
         """The text; LatticeError where the model has no tokenizer."""
         if self.decoded is None:
             got = "no tokenizer.json that can be read"
-            raise expected(
-                "generate", "a model with a tokenizer", got, hint=".tokens has the answer as token ids"
-            )
+            raise expected("generate", "a model with a tokenizer", got, hint=".tokens has the answer as token ids")
         return self.decoded
 
 
@@ -129,9 +127,7 @@ class Generation(Iterator[Chunk]):
         if sequence is None:
             raise StopIteration
         if sequence.turn != self._turn:
-            raise expected(
-                "stream", "the conversation's latest answer", "an earlier one, which a later turn has ended"
-            )
+            raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
         token, native = self._engine.advance(sequence, self._pending, self._sampler)
         chunk = self._take(token)
@@ -207,9 +203,7 @@ class Generation(Iterator[Chunk]):
     def completion(self) -> Completion:
         """Return the finished answer; LatticeError before its end."""
         if self.finish_reason is None:
-            raise expected(
-                "stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far"
-            )
+            raise expected("stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far")
         text = None if self._decoder is None else "".join(self._pieces)
         return Completion(self.tokens, self.finish_reason, self.usage, self.timings, decoded=text)
 

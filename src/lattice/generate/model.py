@@ -31,9 +31,7 @@ from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
 
-def load(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None
-) -> LanguageModel:
+def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None) -> LanguageModel:
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
@@ -55,9 +53,7 @@ def _backend(device: str) -> CpuBackend:
 class LanguageModel:
     """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
 
-    def __init__(
-        self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None
-    ):
+    def __init__(self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None):
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
             raise expected(
@@ -95,7 +91,7 @@ class LanguageModel:
         return SamplingSettings.of_file(self._texts.settings)
 
     def close(self) -> None:
-        """Let go of weights and state; open streams end with an error."""
+        """Let go of weights and state; streams that are still open keep them until they end."""
         self._engine = None
 
     def __enter__(self) -> LanguageModel:
@@ -201,7 +197,7 @@ class LanguageModel:
         return result
 
     def perplexity(self, text: str, context: int = 512, chunks: int | None = None) -> float:
-        """Return the perplexity of `text` in windows of `context` tokens, the first `chunks` (all) of them."""
+        """Return the perplexity of `text` in windows of `context` tokens, the first `chunks` (all)."""
         return self.measure_perplexity(text, context=context, chunks=chunks).perplexity
 
     def measure_perplexity(
@@ -212,7 +208,7 @@ class LanguageModel:
         chunks: int | None = None,
         progress: Progress | None = None,
     ) -> Perplexity:
-        """Return the perplexity with error and counts; `progress(done, windows)` hears of each."""
+        """Return the perplexity with error and counts; `progress(done, windows)` hears."""
         tokenizer = self.tokenizer
         tokens = self.engine.check(tokenizer.encode(text), "perplexity")
         bos = tokenizer.bos if self._texts.adds_bos else None

@@ -49,9 +49,7 @@ def measure(
         raise expected("perplexity", "chunks of at least 1", repr(chunks))
     windows = len(tokens) // context
     if not windows:
-        raise expected(
-            "perplexity", f"a text of at least {context} tokens", len(tokens), hint="lower the context"
-        )
+        raise expected("perplexity", f"a text of at least {context} tokens", len(tokens), hint="lower the context")
     windows = min(windows, chunks or windows)
     losses = []
     for index in range(windows):
@@ -69,12 +67,8 @@ def _window(engine: Engine, window: list[int]) -> np.ndarray:
     engine.reserve(sequence, len(window))
     engine.append(sequence, window[:first])
     blocks = engine.score(sequence, window[first:-1])
-    logits_and_targets = (
-        (block, window[len(sequence) - len(block) + 1 : len(sequence) + 1]) for block in blocks
-    )
-    losses = np.concatenate(
-        [losses_of(logits, np.asarray(targets)) for logits, targets in logits_and_targets]
-    )
+    logits_and_targets = ((block, window[len(sequence) - len(block) + 1 : len(sequence) + 1]) for block in blocks)
+    losses = np.concatenate([losses_of(logits, np.asarray(targets)) for logits, targets in logits_and_targets])
     sequence.clear()
     return losses
 

@@ -45,7 +45,7 @@ class Texts:
         try:
             return open_tokenizer(self._checkpoint)
         except LatticeError as error:
-            return error
+            return _anew(error)
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -55,7 +55,7 @@ class Texts:
     def need_tokenizer(self) -> Tokenizer:
         """Return the tokenizer, or raise which file is missing or what is wrong with it."""
         if isinstance(self._found, LatticeError):
-            raise type(self._found)(*self._found.args)  # anew: a raised exception carries its frames along
+            raise _anew(self._found)
         return self._found
 
     @cached_property
@@ -98,6 +98,11 @@ class Texts:
                 raise expected("generate", "messages with a role and content", repr(message)[:80])
         text = self.template.render(messages)
         return self.need_tokenizer().encode(text, add_special=False)  # the template writes its own
+
+
+def _anew(error: LatticeError) -> LatticeError:
+    """Return an error without the frames that it has been raised through: they would keep pages alive."""
+    return type(error)(*error.args)
 
 
 def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:

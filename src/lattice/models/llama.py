@@ -128,7 +128,7 @@ class Model(Module):
         """Return the normalised hidden states, (T, hidden), and the new state; without state, attention is local."""
         x = self.model.embed_tokens(step.tokens)
         angles = rope_angles(step.positions, self.inverse_frequencies)
-        versions = []
+        versions: list[Any] = []
         for index, layer in enumerate(self.model.layers):
             x, version = layer(x, angles, step, state[index] if state else None)
             versions.append(version)

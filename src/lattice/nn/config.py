@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from lattice.errors import LatticeWarning, expected
 from lattice.nn.layers import ACTIVATION_KINDS
 
-C = TypeVar("C")
+C = TypeVar("C", bound=Any)
 
 # Keys that say nothing about the forward computation, whatever their value.
 IGNORABLE = frozenset(
@@ -51,12 +51,13 @@ def read_config(
 
 
 # Bounds of config values: whatever lies outside is a damaged or hostile file, refused before anything is allocated.
-BOUNDS = {
+BOUNDS: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 4_000_000), "hidden_size": (1, 1 << 20), "intermediate_size": (1, 1 << 20),
     "num_hidden_layers": (1, 4096), "num_attention_heads": (1, 8192), "num_key_value_heads": (1, 8192),
     "head_dim": (2, 2048), "max_position_embeddings": (1, 1 << 22), "type_vocab_size": (1, 64),
     "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12),
 }  # fmt: skip
+REAL = frozenset({"rms_norm_eps", "layer_norm_eps", "rope_theta"})  # the others are whole numbers
 
 
 def check_config(config: Any) -> None:
@@ -65,8 +66,8 @@ def check_config(config: Any) -> None:
         value = getattr(config, field.name)
         if field.name in BOUNDS:
             low, high = BOUNDS[field.name]
-            number = isinstance(value, int | float if isinstance(low + high, float) or high == 1 else int)
-            if not number or isinstance(value, bool) or not low <= value <= high:
+            kinds = (int, float) if field.name in REAL else (int,)
+            if type(value) not in kinds or not low <= value <= high:
                 raise expected("config", f"{field.name} from {low} to {high}", repr(value))
     if config.hidden_act not in ACTIVATION_KINDS:
         raise expected("config", f"hidden_act among {', '.join(ACTIVATION_KINDS)}", repr(config.hidden_act))

@@ -24,7 +24,7 @@ class Module:
                 found[name] = parameter
         return found
 
-    def bind(self, weights: Mapping[str, object]) -> None:
+    def bind(self, weights: Mapping[str, Any]) -> None:
         """Give every parameter its value, for eager calls with arrays."""
         for name, parameter in self.parameters().items():
             if name not in weights:

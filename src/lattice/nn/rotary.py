@@ -17,8 +17,9 @@ def inverse_frequencies(rotary_dim: int, theta: float, scaling: Mapping[str, Any
     `scaling` is config.json's rope_scaling: type "default", "linear" (all divided by factor) or "llama3" (long waves
     divided, short ones kept, smoothly between; Llama 3.1's model card).
     """
+    scaling = scaling or {}
     frequencies = theta ** (-np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim)
-    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
     if kind == "linear":
         frequencies = frequencies / float(scaling["factor"])
     elif kind == "llama3":

@@ -39,7 +39,7 @@ class Symbol:
     """A value of a program under construction: shape and dtype, no data."""
 
     shape: Shape
-    dtype: str | None  # "f32", "i32", ...; None: a weight, whose dtype is its checkpoint's business
+    dtype: str  # "f32", "i32", ...; "weight": whatever its checkpoint holds
     name: str
     kind: str  # "value" (made by a node) or an input: "step" "sampling" "weight" "state" "input" "constant"
     program: Any

@@ -47,8 +47,8 @@ def attention(q, k, v, step, *, head_dim, causal, scale, window=0):
     out = np.zeros(q.shape, q.dtype)
     for span in _spans(step):
         index = np.arange(span.stop - span.start)
-        parts = (_heads(x[span], head_dim) for x in (q, k, v))
-        out[span] = _flat(_attend(*parts, _visible(index, index, causal, window), scale)[0])
+        qh, kh, vh = (_heads(x[span], head_dim) for x in (q, k, v))
+        out[span] = _flat(_attend(qh, kh, vh, _visible(index, index, causal, window), scale)[0])
     return out
 
 

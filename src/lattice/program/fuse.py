@@ -81,7 +81,7 @@ def _inputs(node: Node) -> tuple[Symbol, list]:
     return node.args[0], weights
 
 
-def _gate(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
+def _gate(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
     if node.op.name != "gated_activation":
         return None
     gate, up = (graph.single(symbol, "linear") for symbol in node.args)
@@ -108,7 +108,7 @@ def _siblings(graph: _Graph, node: Node, dropped: set[int]) -> tuple | None:
     return family, _project(node.args[0], weights, outputs)
 
 
-def _activation(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
+def _activation(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
     if node.op.name != "activation":
         return None
     product = graph.single(node.args[0], "linear")
@@ -118,7 +118,7 @@ def _activation(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
     return [product], _project(x, weights, node.outputs, kind=node.attributes["kind"])
 
 
-def _residual(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
+def _residual(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
     if node.op.name != "add":
         return None
     for residual, product in (node.args, node.args[::-1]):
@@ -130,7 +130,7 @@ def _residual(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
     return None
 
 
-def _norm(graph: _Graph, node: Node, _: set[int]) -> tuple | None:
+def _norm(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
     if node.op.name not in ("linear", "project") or (node.op.name == "project" and node.attributes["norm"]):
         return None
     norm = graph.single(node.args[0], "rms_norm", "layer_norm")

@@ -57,7 +57,7 @@ class Program:
         """Declare an input of the program."""
         if any(symbol.name == name for symbol in self.inputs):
             raise expected("trace", "distinct input names", name)
-        symbol = Symbol(tuple(shape), dtype if kind != "weight" else None, name, kind, self)
+        symbol = Symbol(tuple(shape), dtype if kind != "weight" else "weight", name, kind, self)
         self.inputs.append(symbol)
         return symbol
 

@@ -1,4 +1,5 @@
-"""Tokenizers and chat templates: one adapter over the `tokenizers` library, streams of text, Jinja in a sandbox."""
+"""Tokenizers and chat templates: one adapter over the `tokenizers` library, streams of text, Jinja in a
+sandbox."""
 
 from lattice.tokenizers.chat import ChatTemplate, TemplateError
 from lattice.tokenizers.gguf import tokenizer_from_gguf

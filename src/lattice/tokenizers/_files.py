@@ -14,10 +14,16 @@ LIMIT = 16 << 20  # bytes of a settings file; tokenizer_config.json lists added 
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
-    """Return a regular file's bytes, or raise FormatError where it is missing, unreadable or larger than `limit`."""
+    """Return a regular file's bytes, or raise FormatError where it is missing, unreadable or larger than
+    `limit`."""
     try:
         if not path.is_file():
-            raise expected(path.name, "a regular file", "nothing" if not path.exists() else "something else", kind=FormatError)
+            raise expected(
+                path.name,
+                "a regular file",
+                "nothing" if not path.exists() else "something else",
+                kind=FormatError,
+            )
         with open(path, "rb") as file:
             data = file.read(limit + 1)
     except OSError as error:

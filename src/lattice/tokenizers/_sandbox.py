@@ -1,14 +1,15 @@
 """The Jinja environment in which chat templates run, and the budget that every render spends.
 
-A chat template is code from a model file. Jinja's immutable sandbox keeps it from objects that it must not reach, but
-bounds neither time nor memory, so this module adds:
+A chat template is code from a model file. Jinja's immutable sandbox keeps it from objects that it must not
+reach, but bounds neither time nor memory, so this module adds:
 
-* a deadline, checked by a trace function of the rendering thread: at every line of the template's own code and at every
-  call of a Python function below it. Loops inside C cannot be interrupted that way, so nothing that C loops over may
-  be large:
-* every string, list, tuple and dict is bounded where it is built (`+ ~ * % **`, literals, filters, methods, captured
-  blocks and macros), before the memory is taken where the size can be told beforehand. What is assigned is therefore
-  always bounded, and one render may build `BUILT` characters in all, assigned or thrown away;
+* a deadline, checked by a trace function of the rendering thread: at every line of the template's own code
+  and at every call of a Python function below it. Loops inside C cannot be interrupted that way, so nothing
+  that C loops over may be large:
+* every string, list, tuple and dict is bounded where it is built (`+ ~ * % **`, literals, filters, methods,
+  captured blocks and macros), before the memory is taken where the size can be told beforehand. What is
+  assigned is therefore always bounded, and one render may build `BUILT` characters in all, assigned or thrown
+  away;
 * lists of what may be called: filters, methods and attributes by name, everything else is refused.
 
 This file imports Jinja (60 ms); `chat.py` imports it when a template is compiled.
@@ -20,11 +21,7 @@ import datetime
 import json
 import operator
 import re
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FrameType
 from typing import Any
 
 import jinja2
@@ -32,99 +29,22 @@ import jinja2.ext
 from jinja2 import nodes, pass_environment
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.parser import Parser
-from jinja2.runtime import Macro, TemplateReference, Undefined
+from jinja2.runtime import LoopContext, Macro, TemplateReference, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Cycler, Joiner, Namespace
 
-SOURCE = 64 << 10  # bytes of a template
-OUTPUT = 1 << 20  # characters of a rendering, and of any one value
-BUILT = 16 << 20  # characters of all values that one render builds
-NODE = 8  # what one item of a container weighs, in characters: 131,072 items are a full value
-INTEGER_BITS = 4096  # of a product or power
-SECONDS = 0.2  # of one render
-COMPILE_SECONDS = 1.0
-FILENAME = "<chat template>"
-
-
-class Stop(BaseException):
-    """A limit was reached. Not an Exception: Jinja's own filters catch those and go on."""
-
-
-class Budget(threading.local):
-    """What the render of this thread may still spend; templates are shared between threads, budgets are not."""
-
-    deadline = limit = seconds = float("inf")
-    built = 0
-
-    def start(self, seconds: float) -> None:
-        """Begin a render that may take `seconds`."""
-        self.deadline, self.limit = time.perf_counter() + seconds, time.thread_time() + seconds
-        self.seconds, self.built = seconds, 0
-
-    def check_time(self) -> None:
-        """Raise `Stop` when the render has taken too long."""
-        # A busy machine must not refuse honest templates, so past the deadline the thread's own time decides; asking for it
-        # is a system call, asking for the time is not.
-        if time.perf_counter() > self.deadline and time.thread_time() > self.limit:
-            self.deadline = self.limit = float("-inf")  # should the exception be lost, the next check raises again
-            raise Stop(f"a template that ends within {self.seconds * 1000:.0f} ms", "one that runs longer")
-
-    def take(self, size: int) -> None:
-        """Account for a value of `size` characters that is about to be built, or was."""
-        if size > OUTPUT:
-            raise Stop(f"values of at most {OUTPUT} characters", "a larger one")
-        self.built += size
-        if self.built > BUILT:
-            raise Stop(f"at most {BUILT} characters built in one render", "more")
-
-
-def weigh(value: object) -> int:
-    """Return the size of a value in characters, shared parts counted each time they are met, at most a little over OUTPUT."""
-    if isinstance(value, str):
-        return len(value)
-    if not isinstance(value, (list, tuple, dict)):
-        return NODE
-    total = 0
-    stack: list[Any] = [value]
-    while stack and total <= OUTPUT:
-        item = stack.pop()
-        if isinstance(item, str):
-            total += len(item) + NODE
-        elif isinstance(item, dict):
-            total += NODE * (1 + len(item))
-            if total <= OUTPUT:
-                stack.extend(item)
-                stack.extend(item.values())
-        elif isinstance(item, (list, tuple)):
-            total += NODE * (1 + len(item))
-            if total <= OUTPUT:
-                stack.extend(item)
-        else:
-            total += NODE
-    return total
-
-
-class Tracer:
-    """Checks the deadline from the interpreter's trace hook while one render or compilation of this thread runs."""
-
-    def __init__(self, budget: Budget):
-        self.budget = budget
-
-    def __enter__(self) -> None:
-        self.previous = sys.gettrace()  # a debugger's or a coverage tool's, given back afterwards
-        sys.settrace(self._call)
-
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self.previous)
-
-    def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        self.budget.check_time()
-        # Lines are followed in the template only: a library's loops call something for every item.
-        return self._line if frame.f_code.co_filename == FILENAME else None
-
-    def _line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
-        self.budget.check_time()
-        return self._line
+from lattice.tokenizers._budget import (
+    COMPILE_SECONDS,
+    FILENAME,
+    INTEGER_BITS,
+    NODE,
+    OUTPUT,
+    SECONDS,
+    Budget,
+    Stop,
+    Tracer,
+    weigh,
+)
 
 
 class _Code(CodeGenerator):
@@ -166,7 +86,8 @@ class _Code(CodeGenerator):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's tokens for training elsewhere; here its body is rendered as it is."""
+    """`{% generation %}` marks the assistant's tokens for training elsewhere; here its body is rendered as it
+    is."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -230,23 +151,57 @@ def _dict(*arguments: Any, **items: Any) -> dict[Any, Any]:
     return dict(*arguments, **items)
 
 
-# Filters that a template may use, each checked before and after: those of Jinja that public templates need and that do
-# not build more than a small multiple of their input, and our own of the others.
-_PLAIN_FILTERS = (
-    "abs attr capitalize count d default dictsort e escape first float forceescape groupby int items last length list lower "
-    "map max min random reject rejectattr reverse safe select selectattr sort string title trim unique upper wordcount"
-).split()
-_METHODS = {
-    str: "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower isnumeric isspace "
-    "istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip "
-    "split splitlines startswith strip swapcase title upper",
+# Filters that a template may use, each checked before and after: those of Jinja that public templates need
+# and that do not build more than a small multiple of their input, and our own of the others.
+_PLAIN_FILTERS = [
+    "abs",
+    "attr",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "forceescape",
+    "groupby",
+    "int",
+    "items",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "random",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "safe",
+    "select",
+    "selectattr",
+    "sort",
+    "string",
+    "title",
+    "trim",
+    "unique",
+    "upper",
+    "wordcount",
+]
+_METHODS: dict[type, str] = {
+    str: "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower "
+    "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind "
+    "rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper",
     dict: "copy get items keys values",
     list: "copy count index",
     tuple: "count index",
 }
 _ALLOWED = {kind: frozenset(names.split()) for kind, names in _METHODS.items()}
-_NO_METHODS = (int, float, type(None))
-_RUNTIME = (Cycler, Joiner, Macro, Namespace, Undefined, jinja2.runtime.LoopContext)
+_NO_ATTRIBUTES = (type, int, float)
+_RUNTIME = (Cycler, Joiner, LoopContext, Macro, Namespace, TemplateReference, Undefined)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -287,7 +242,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             for name, test in self.tests.items()
         }
 
-    # ---- what generated code calls --------------------------------------------------------------------------
+    # ---- what generated code calls
+    # --------------------------------------------------------------------------
 
     def bounded(self, value: Any) -> Any:
         """Return a freshly built value unchanged, or stop where it is too large."""
@@ -305,7 +261,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return "".join(texts)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """Return the text of a captured block, a macro or a call; Jinja's runtime and generated code use it."""
+        """Return the text of a captured block, a macro or a call; Jinja's runtime and generated code use
+        it."""
         gathered, size = [], 0
         for part in parts:
             size += len(part)
@@ -320,7 +277,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
             self.budget.take(weigh(value))
         return str(value)
 
-    # ---- what the sandbox asks ------------------------------------------------------------------------------
+    # ---- what the sandbox asks
+    # ------------------------------------------------------------------------------
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Compute `left operator right` for + * ** %, refusing what builds without bound."""
@@ -328,7 +286,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             if not isinstance(left, (int, float)):
                 self.budget.take(weigh(left) + weigh(right))
         elif not (isinstance(left, (int, float)) and isinstance(right, (int, float))):
-            raise Stop(f"numbers on both sides of {operator}", f"{type(left).__name__} {operator} {type(right).__name__}")
+            raise Stop(
+                f"numbers on both sides of {operator}",
+                f"{type(left).__name__} {operator} {type(right).__name__}",
+            )
         elif isinstance(left, int) and isinstance(right, int) and operator != "%":
             factor = abs(right) if operator == "**" else 1
             bits = left.bit_length() * factor + (right.bit_length() if operator == "*" else 0)
@@ -337,13 +298,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Say whether a template may read `obj.attr`: listed methods of data, and the parts of Jinja's own objects."""
-        if not isinstance(attr, str) or attr.startswith("_") or isinstance(obj, (type, *_NO_METHODS)):
+        """Say whether a template may read `obj.attr`: listed methods of data, parts of Jinja's objects."""
+        if attr.startswith("_") or isinstance(obj, _NO_ATTRIBUTES):
             return False
         for kind, names in _ALLOWED.items():
             if isinstance(obj, kind):
                 return attr in names or (attr in ("grouper", "list") and type(obj).__name__ == "_GroupTuple")
-        if isinstance(obj, (*_RUNTIME, TemplateReference)):
+        if isinstance(obj, _RUNTIME):
             return super().is_safe_attribute(obj, attr, value)
         return False
 
@@ -351,7 +312,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Give up on `str.format`: Jinja's sandboxed one still pads to any width."""
         return None
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: B902
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls: its macros, our functions and the listed methods, within the budget."""
         # The double underscores keep these names apart from the keywords that a template passes on.
         self, context, function = __self, __context, __obj
@@ -386,22 +347,23 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         before = _BEFORE.get(name)
+        # Jinja passes the context or the environment first to functions that bear its mark.
+        mark = getattr(function, "jinja_pass_arg", None)
+        passed = 0 if mark is None else 1
 
         def guarded(*args: Any, **kwargs: Any) -> Any:
+            first, rest = args[:passed], args[passed:]
             if before is not None:
-                args = before(self, *args, **kwargs)
-            for value in args:
+                rest = before(self, rest, kwargs)
+            for value in rest:
                 if isinstance(value, (str, list, tuple, dict)) and weigh(value) > OUTPUT:
-                    raise Stop(f"values of at most {OUTPUT} characters", f"a larger one for the filter {name}")
-            return self._result(function(*args, **kwargs))
+                    raise Stop(
+                        f"values of at most {OUTPUT} characters", f"a larger one for the filter {name}"
+                    )
+            return self._result(function(*first, *rest, **kwargs))
 
-        # Jinja passes the context or the environment first to functions that carry its mark.
-        mark = getattr(function, "jinja_pass_arg", None)
         if mark is not None:
-            guarded.jinja_pass_arg = mark  # type: ignore[attr-defined]
-        if getattr(function, "jinja_async_variant", False):
-            # The synchronous function sits inside a wrapper that asks for the environment; templates here are never async.
-            guarded.__name__ = name
+            guarded.jinja_pass_arg = mark  # type: ignore[attr-defined]  # the mark
         return guarded
 
 
@@ -422,49 +384,44 @@ def _no_format(*_: Any, **__: Any) -> str:
     raise Stop("no filter `format`", "a use of it")
 
 
-# ---- bounds of single filters, taken before they run; `first` is what Jinja passes before the value --------------
+# ---- bounds of single filters, taken before they run -------------------------------------------------------
+
+_Arguments = tuple[Any, ...]  # of a filter, the value first
 
 
-def _split_first(args: tuple[Any, ...]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    passed = 1 if args and hasattr(args[0], "eval_ctx") or type(args[0]).__name__ in ("EvalContext", "Sandbox") else 0
-    return args[:passed], args[passed:]
+def _before_join(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
+    separator = args[1] if len(args) > 1 else kwargs.get("d", "")
+    return (sandbox._gather(args[0], len(str(separator))), *args[1:])
 
 
-def _before_join(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    first, rest = _split_first(args)
-    separator = rest[1] if len(rest) > 1 else kwargs.get("d", "")
-    return (*first, sandbox._gather(rest[0], len(str(separator))), *rest[1:])
-
-
-def _before_replace(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    _, rest = _split_first(args)
-    names = ("s", "old", "new", "count")
-    given = dict(zip(names, rest, strict=False)) | kwargs
-    sandbox.budget.take(_replaced(sandbox._text(given["s"]), given["old"], given["new"], given.get("count")))
+def _before_replace(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
+    given = dict(zip(("s", "old", "new", "count"), args, strict=False)) | kwargs
+    text = sandbox._text(given["s"])
+    sandbox.budget.take(_replaced(text, given["old"], given["new"], given.get("count")))
     return args
 
 
-def _width(limit: int, position: int, keyword: str) -> Callable[..., tuple[Any, ...]]:
-    def before(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        _, rest = _split_first(args)
-        width = rest[position] if len(rest) > position else kwargs.get(keyword, 0)
+def _before_text(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
+    sandbox._text(args[0])
+    return args
+
+
+def _width(
+    limit: int, position: int, keyword: str
+) -> Callable[[Sandbox, _Arguments, dict[str, Any]], _Arguments]:
+    def before(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
+        width = args[position] if len(args) > position else kwargs.get(keyword, 0)
         size = len(width) if isinstance(width, str) else abs(int(width or 0))
         if size > limit:
             raise Stop(f"{keyword} of at most {limit}", size)
-        if keyword == "width" and isinstance(rest[0], str):
-            sandbox.budget.take(len(rest[0]) + size * (1 + rest[0].count("\n")))
+        if keyword == "width" and isinstance(args[0], str):
+            sandbox.budget.take(len(args[0]) + size * (1 + args[0].count("\n")))
         return args
 
     return before
 
 
-def _before_text(sandbox: Sandbox, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    _, rest = _split_first(args)
-    sandbox._text(rest[0])
-    return args
-
-
-_BEFORE: Mapping[str, Callable[..., tuple[Any, ...]]] = {
+_BEFORE: Mapping[str, Callable[[Sandbox, _Arguments, dict[str, Any]], _Arguments]] = {
     "join": _before_join,
     "replace": _before_replace,
     "indent": _width(1000, 1, "width"),
@@ -480,7 +437,8 @@ _BEFORE: Mapping[str, Callable[..., tuple[Any, ...]]] = {
 
 
 def compiled(sandbox: Sandbox, source: str) -> jinja2.Template:
-    """Return the template of a source, within `COMPILE_SECONDS`; raises `Stop` past a limit, and what Jinja raises."""
+    """Return the template of a source, within `COMPILE_SECONDS`; raises `Stop` past a limit, and what Jinja
+    raises."""
     sandbox.budget.start(COMPILE_SECONDS)
     with Tracer(sandbox.budget):
         code = sandbox.compile(source, name="chat template", filename=FILENAME)

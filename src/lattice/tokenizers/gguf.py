@@ -1,10 +1,10 @@
 """The tokenizer inside a GGUF file, rebuilt as a tokenizer.json and cached under the file's hash.
 
 Read: `tokenizer.ggml.model` "gpt2", byte-level BPE, with the pre-tokeniser named by `tokenizer.ggml.pre`
-(`pretokenizers.py`). Not read yet: "llama" (SentencePiece), "bert" (WordPiece), "t5" (unigram) and others, each an error
-that says so. The cache is an ordinary tokenizer directory (tokenizer.json, tokenizer_config.json), which any other
-program can open; its config records the builder's version and the SHA-256 of tokenizer.json, so a cache that was
-damaged or written by an older builder is built again.
+(`pretokenizers.py`). Not read yet: "llama" (SentencePiece), "bert" (WordPiece), "t5" (unigram) and others,
+each an error that says so. The cache is an ordinary tokenizer directory (tokenizer.json,
+tokenizer_config.json), which any other program can open; its config records the builder's version and the
+SHA-256 of tokenizer.json, so a cache that was damaged or written by an older builder is built again.
 
 Facts of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -28,15 +28,22 @@ from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, parse_libra
 
 VERSION = 1  # of what this file builds; a new one discards caches
 CONTROL, USER_DEFINED = 3, 4  # token types: special; matched in text but shown
-_ROLES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep", "separator": "sep"}
+_ROLES = {
+    "bos": "bos",
+    "eos": "eos",
+    "unknown": "unk",
+    "padding": "pad",
+    "seperator": "sep",
+    "separator": "sep",
+}
 _LATER = ("llama", "bert", "t5", "rwkv", "gemma4", "plamo2")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], cache: Path | None = None, key: str = "") -> Tokenizer:
     """Return the tokenizer that a GGUF file's metadata describes.
 
-    With `cache`, a directory, it is kept in and opened from `cache/key`, where `key` is the file's hash. Raises FormatError
-    for metadata that is malformed and for vocabularies that are not read.
+    With `cache`, a directory, it is kept in and opened from `cache/key`, where `key` is the file's hash.
+    Raises FormatError for metadata that is malformed and for vocabularies that are not read.
     """
     directory = None if cache is None else _place(cache, key)
     if directory is not None:
@@ -103,13 +110,20 @@ def _build(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
     types = _types(metadata, len(tokens))
     vocab = {token: number for number, token in enumerate(tokens)}
     if len(vocab) != len(tokens):
-        raise expected("tokenizer.ggml.tokens", "distinct tokens", f"{len(tokens) - len(vocab)} repeated", kind=FormatError)
+        raise expected(
+            "tokenizer.ggml.tokens",
+            "distinct tokens",
+            f"{len(tokens) - len(vocab)} repeated",
+            kind=FormatError,
+        )
     settings = _settings(metadata, tokens, pre)
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [_added(n, tokens[n], types[n]) for n in range(len(tokens)) if types[n] in (CONTROL, USER_DEFINED)],
+        "added_tokens": [
+            _added(n, tokens[n], types[n]) for n in range(len(tokens)) if types[n] in (CONTROL, USER_DEFINED)
+        ],
         "normalizer": {"type": "NFC"} if pre.normal_form else None,
         "pre_tokenizer": pre.as_json(),
         "post_processor": None,
@@ -133,20 +147,26 @@ def _build(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]
 def _pre_tokenizer(name: object) -> PreTokenizer:
     if name is None:
         warnings.warn(
-            "[tokenizer.ggml.pre] the file does not name its pre-tokeniser: 'default' is used, and ids may differ from "
-            "those that the model was trained on",
+            "[tokenizer.ggml.pre] no pre-tokeniser is named: 'default' is used, and ids may differ "
+            "from those that the model was trained on",
             LatticeWarning,
             stacklevel=5,
         )
         name = "default"
     if not isinstance(name, str) or name not in BY_NAME:
-        raise expected("tokenizer.ggml.pre", "one of " + ", ".join(sorted(BY_NAME)), repr(name)[:80], kind=FormatError)
+        raise expected(
+            "tokenizer.ggml.pre", "one of " + ", ".join(sorted(BY_NAME)), repr(name)[:80], kind=FormatError
+        )
     return BY_NAME[name]
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
-    listed = list(value) if value is not None and not isinstance(value, (str, bytes, Mapping)) and _sized(value) else None
+    listed = (
+        list(value)
+        if value is not None and not isinstance(value, (str, bytes, Mapping)) and _sized(value)
+        else None
+    )
     if listed is None or not all(isinstance(item, str) for item in listed):
         raise expected(key, "an array of strings", type(value).__name__, kind=FormatError)
     return listed
@@ -175,7 +195,9 @@ def _types(metadata: Mapping[str, Any], count: int) -> list[int]:
 
 def _added(number: int, text: str, kind: int) -> dict[str, Any]:
     if not text:
-        raise expected("tokenizer.ggml.tokens", "special tokens with a text", f"an empty one, {number}", kind=FormatError)
+        raise expected(
+            "tokenizer.ggml.tokens", "special tokens with a text", f"an empty one, {number}", kind=FormatError
+        )
     return {
         "id": number,
         "content": text,
@@ -190,7 +212,9 @@ def _added(number: int, text: str, kind: int) -> dict[str, Any]:
 def _merge(text: str) -> list[str]:
     at = text.find(" ", 1)  # the first half may itself begin with a space
     if at < 0 or at + 1 == len(text):
-        raise expected("tokenizer.ggml.merges", "two tokens with a space between", repr(text)[:80], kind=FormatError)
+        raise expected(
+            "tokenizer.ggml.merges", "two tokens with a space between", repr(text)[:80], kind=FormatError
+        )
     return [text[:at], text[at + 1 :]]
 
 
@@ -213,6 +237,8 @@ def _settings(metadata: Mapping[str, Any], tokens: list[str], pre: PreTokenizer)
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
         if len(template) > SETTINGS_LIMIT // 4:
-            raise expected("tokenizer.chat_template", "a template of moderate size", f"{len(template)}", kind=FormatError)
+            raise expected(
+                "tokenizer.chat_template", "a template of moderate size", f"{len(template)}", kind=FormatError
+            )
         settings["chat_template"] = template
     return settings

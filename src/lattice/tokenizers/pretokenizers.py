@@ -1,8 +1,8 @@
 """How gpt2-style vocabularies cut text before merging, by the name in a GGUF file's `tokenizer.ggml.pre`.
 
-The patterns are those of the models' own tokenizer.json files; where a name stands for several models, what llama.cpp
-does for it decides. Each entry is a list of splits applied one after another (matches and what lies between them become
-pieces), followed by the map of bytes to gpt2's alphabet.
+The patterns are those of the models' own tokenizer.json files; where a name stands for several models, what
+llama.cpp does for it decides. Each entry is a list of splits applied one after another (matches and what lies
+between them become pieces), followed by the map of bytes to gpt2's alphabet.
 """
 
 from __future__ import annotations
@@ -13,27 +13,32 @@ from typing import Any
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _SYMBOLS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-_LLAMA3 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACES}"
-_QWEN2 = rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_SYMBOLS}|{_SPACES}"
-_QWEN35 = (
-    rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
-)
+_WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_LLAMA3 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACES}"
+_QWEN2 = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SYMBOLS}|{_SPACES}"
+_MARKED_WORD = r"[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+"
+_QWEN35 = rf"{_CONTRACTIONS}|{_MARKED_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{_SPACES}"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_WORDS = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+"
+_CAPITALS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"
 _SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-_GPT4O = rf"{_WORDS[0]}{_CONTRACTIONS}?|{_WORDS[1]}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHES}|{_SPACES}"
-_TEKKEN = rf"{_WORDS[0]}|{_WORDS[1]}|\p{{N}}|{_SLASHES}|{_SPACES}"
+_GPT4O = rf"{_CASED}{_CONTRACTIONS}?|{_CAPITALS}{_CONTRACTIONS}?|\p{{N}}{{1,3}}|{_SLASHES}|{_SPACES}"
+_TEKKEN = rf"{_CASED}|{_CAPITALS}|\p{{N}}|{_SLASHES}|{_SPACES}"
 _CJK = r"[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"
 _DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
-    rf"|{_SPACES}"
-)
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|"
+) + _SPACES
 
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """`splits` are patterns; `gpt2` says whether gpt2's own pattern cuts last; `whole_words` whether a piece that is a token
-    is taken before any merge; `normal_form` whether text is composed (NFC) first; `bos` the default for adding one."""
+    """How one family of vocabularies cuts text.
+
+    `splits` are patterns; `gpt2` says whether gpt2's own pattern cuts last; `whole_words` whether a piece
+    that is a token is taken before any merge; `normal_form` whether text is composed (NFC) first; `bos` whether
+    one is added where the file does not say.
+    """
 
     splits: tuple[str, ...] = ()
     gpt2: bool = True
@@ -47,7 +52,9 @@ class PreTokenizer:
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
             for pattern in self.splits
         ]
-        steps.append({"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": self.gpt2})
+        steps.append(
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": self.gpt2}
+        )
         return {"type": "Sequence", "pretokenizers": steps}
 
 
@@ -66,7 +73,9 @@ _GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\
 BY_NAME: dict[str, PreTokenizer] = {
     "default": _split(r"[\p{P}\$\+<=>\^~\|]+", _GPT2_PATTERN, r"\p{N}+", "[0-9][0-9][0-9]"),
     **dict.fromkeys(("gpt-2", "phi-2", "mpt", "olmo", "exaone4", "mellum", "modern-bert"), _GPT2),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS
+    ),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral", "lfm2"), _LLAMA),
     **dict.fromkeys(("dbrx", "smaug-bpe", "chatglm-bpe", "glm4"), _split(_LLAMA3)),
     "qwen2": _QWEN,

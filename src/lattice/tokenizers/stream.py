@@ -1,13 +1,15 @@
 """Streaming decode: token ids in, text out as soon as it is final.
 
-The text of all pushes and of `finish` together is exactly `Tokenizer.decode` of all ids; no push splits a code point,
-and U+FFFD appears only for bytes that no further token can complete. One push costs the work of one token: decoders of
-the `tokenizers` library work token by token, apart from these cases, which is what the classes here know:
+The text of all pushes and of `finish` together is exactly `Tokenizer.decode` of all ids; no push splits a
+code point, and U+FFFD appears only for bytes that no further token can complete. One push costs the work of
+one token: decoders of the `tokenizers` library work token by token, apart from these cases, which is what the
+classes here know:
 
 * ByteLevel (gpt2-style BPE): a token is bytes; text is their UTF-8 with replacement of what is invalid;
-* ByteFallback (SentencePiece-style): a run of `<0xXX>` tokens is decoded as a whole when it ends, because one invalid
-  byte makes every byte of the run a U+FFFD;
-* the first token differs from the others (WordPiece, Metaspace, Strip): later ones are decoded behind an anchor.
+* ByteFallback (SentencePiece-style): a run of `<0xXX>` tokens is decoded as a whole when it ends, because one
+  invalid byte makes every byte of the run a U+FFFD;
+* the first token differs from the others (WordPiece, Metaspace, Strip): later ones are decoded behind an
+  anchor.
 
 Any other decoder gives its whole text at `finish`: late, but exact.
 """
@@ -60,8 +62,8 @@ class StreamPlan:
         self.bytes: dict[int, bytes] = {}
         self.texts: dict[int, str] = {}
         self.table = byte_table() if self.kind == "bytes" else {}
-        self.anchor, self.anchor_length = _anchor(library, special) if self.kind == "local" else (None, 0)
-        if self.kind == "local" and self.anchor is None:
+        self.anchor, self.anchor_length = _anchor(library, special) if self.kind == "local" else (0, 0)
+        if self.kind == "local" and not self.anchor_length:
             self.kind = "whole"
 
     def start(self, skip_special: bool) -> Decoder:
@@ -109,12 +111,12 @@ def _kind(library: Library) -> tuple[str, bool]:
     return ("local" if plain and once else "whole"), "ByteFallback" in names
 
 
-def _anchor(library: Library, special: frozenset[int]) -> tuple[int | None, int]:
+def _anchor(library: Library, special: frozenset[int]) -> tuple[int, int]:
     for token in range(min(library.get_vocab_size(), 4096)):
         text = library.id_to_token(token)
         if text and text.isascii() and text.isalnum() and token not in special:
             return token, len(library.decode([token], skip_special_tokens=False))
-    return None, 0
+    return 0, 0
 
 
 class _ByteStream:

@@ -1,16 +1,16 @@
 """Text to token ids and back: one adapter over the `tokenizers` library.
 
-It reads a directory's tokenizer.json with the settings beside it, gives ids as lists of Python ints, and turns what the
-library throws at hostile files or texts into errors of ours. Truncation and padding that a file has switched on are
-switched off: cutting is asked for, never done in silence. Not here: vocabularies inside GGUF files (`gguf.py`), and
-rendering chat templates (`chat.py`).
+It reads a directory's tokenizer.json with the settings beside it, gives ids as lists of Python ints, and
+turns what the library throws at hostile files or texts into errors of ours. Truncation and padding that a
+file has switched on are switched off: cutting is asked for, never done in silence. Not here: vocabularies
+inside GGUF files (`gguf.py`), and rendering chat templates (`chat.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,9 +30,10 @@ Result = TypeVar("Result")
 class Tokenizer:
     """A tokenizer; every method may be called from several threads.
 
-    `library` is the `tokenizers` object; `special` has the texts of special tokens by role ("bos_token", ...);
-    `prefix` and `suffix` are ids added around a text beyond what the library's post-processor adds; `max_tokens` is
-    the file's own idea of a longest input, or None; `templates` are the chat templates by name, usually "default".
+    `library` is the `tokenizers` object; `special` has the texts of special tokens by role ("bos_token",
+    ...); `prefix` and `suffix` are ids added around a text beyond what the library's post-processor adds;
+    `max_tokens` is the file's own idea of a longest input, or None; `templates` are the chat templates by
+    name, usually "default".
     """
 
     library: Library
@@ -44,7 +45,8 @@ class Tokenizer:
     templates: Mapping[str, str] = field(default_factory=dict)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
-        """Return the ids of `text`, with the special tokens of a whole input unless `add_special` is false."""
+        """Return the ids of `text`, with the special tokens of a whole input unless `add_special` is
+        false."""
         return self.encode_batch([text], add_special)[0]
 
     def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[list[int]]:
@@ -55,16 +57,21 @@ class Tokenizer:
         return ids
 
     def encode_truncated(self, texts: Sequence[str], max_tokens: int) -> tuple[list[list[int]], int]:
-        """Return the ids of each text cut to at most `max_tokens`, special tokens kept, and how many were cut."""
+        """Return the ids of each text cut to at most `max_tokens`, special tokens kept, and how many were
+        cut."""
         room = max_tokens - self.count_special
         if room < 0:
-            raise expected("tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens)
+            raise expected(
+                "tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens
+            )
         rows, truncated = [], 0
         for encoding in self._encodings(texts, False):
             if len(encoding.ids) > room:
                 encoding.truncate(room, direction=self.cut)
                 truncated += 1
-            whole = _guarded("tokenizer", "a text that can be tokenised", lambda e=encoding: self.library.post_process(e))
+            whole = _guarded(
+                "tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding)
+            )
             rows.append([*self.prefix, *whole.ids, *self.suffix])
         return rows, truncated
 
@@ -74,7 +81,9 @@ class Tokenizer:
         if listed and (min(listed) < 0 or max(listed) >= 2**32):
             raise expected("tokenizer", "token ids of at least 0 and below 2**32", [min(listed), max(listed)])
         return _guarded(
-            "tokenizer", "ids that decode", lambda: self.library.decode(listed, skip_special_tokens=skip_special)
+            "tokenizer",
+            "ids that decode",
+            lambda: self.library.decode(listed, skip_special_tokens=skip_special),
         )
 
     def stream(self, skip_special: bool = True) -> Decoder:
@@ -101,7 +110,10 @@ class Tokenizer:
             )
         others = {role: text for role, text in self.special.items() if role not in ("bos_token", "eos_token")}
         return ChatTemplate(
-            self.templates[name], bos=self.special.get("bos_token"), eos=self.special.get("eos_token"), special=others
+            self.templates[name],
+            bos=self.special.get("bos_token"),
+            eos=self.special.get("eos_token"),
+            special=others,
         )
 
     @cached_property
@@ -149,7 +161,9 @@ class Tokenizer:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
+                raise expected(
+                    "tokenizer", "text without lone surrogates", f"one at character {error.start}"
+                ) from None
         return _guarded(
             "tokenizer",
             "a text that can be tokenised",
@@ -157,7 +171,9 @@ class Tokenizer:
         )
 
 
-def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError) -> Result:
+def _guarded(
+    where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError
+) -> Result:
     """Return `work()`, turning the library's errors into ours; a panic in Rust is a BaseException."""
     try:
         return work()
@@ -168,8 +184,11 @@ def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[Lat
 
 
 def parse_library(data: bytes, where: str = "tokenizer.json") -> Library:
-    """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it is none."""
-    library = _guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
+    """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it
+    is none."""
+    library = _guarded(
+        where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError
+    )
     library.no_truncation()
     library.no_padding()
     return library
@@ -187,7 +206,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             "tokenizer",
             f"tokenizer.json in {directory.name or directory}",
             "none",
-            hint="models with only vocab.txt, merges.txt or tokenizer.model are not read; convert them to tokenizer.json",
+            hint="vocab.txt, merges.txt and tokenizer.model are not read; convert them to tokenizer.json",
             kind=FormatError,
         )
     library = parse_library(read_bytes(source, LIMIT))
@@ -200,7 +219,8 @@ def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[s
     """Return a Tokenizer of a library object and the settings of a tokenizer_config.json."""
     special = {name: text for name in _NAMES if (text := _token_text(settings.get(name), name)) is not None}
     ids = library.encode("a", add_special_tokens=True).ids
-    prefix, suffix = (), ()
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
     if settings.get("add_bos_token") is True:
         bos = _added(library, special, "bos_token")
         prefix = () if ids[:1] == [bos] else (bos,)
@@ -231,7 +251,9 @@ def _token_text(value: Any, name: str) -> str | None:
 def _added(library: Library, special: Mapping[str, str], name: str) -> int:
     found = library.token_to_id(special[name]) if name in special else None
     if found is None:
-        raise expected("tokenizer_config.json", f"a {name} of the vocabulary to add", special.get(name), kind=FormatError)
+        raise expected(
+            "tokenizer_config.json", f"a {name} of the vocabulary to add", special.get(name), kind=FormatError
+        )
     return found
 
 
@@ -244,10 +266,14 @@ def _templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         for item in given:
             named = isinstance(item, dict) and isinstance(item.get("name"), str)
             if not named or not isinstance(item.get("template"), str):
-                raise expected("tokenizer_config.json", "chat templates with name and template", item, kind=FormatError)
+                raise expected(
+                    "tokenizer_config.json", "chat templates with name and template", item, kind=FormatError
+                )
             templates[item["name"]] = item["template"]
     elif given is not None:
-        raise expected("tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError)
+        raise expected(
+            "tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError
+        )
     file = directory / "chat_template.jinja"
     if file.exists():
         data = read_bytes(file, 1 << 20)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -45,7 +45,7 @@ class Weights(Mapping[str, Array]):
 
     def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple], sources: Mapping[str, _Source]):
         self.checkpoint, self.shapes, self.sources = checkpoint, shapes, sources
-        self.convert: Callable[[Array], Array] = lambda array: array
+        self.convert: Callable[[str, Array], Array] = lambda name, array: array
         self.last: str | None = None
 
     def __getitem__(self, name: str) -> Array:
@@ -58,7 +58,7 @@ class Weights(Mapping[str, Array]):
             array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
         if array.shape != shape:
             raise expected("weights", f"{source.tensor} of shape {shape}", array.shape)
-        return self.convert(array if source.order is None else array.rows(source.order))
+        return self.convert(name, array if source.order is None else array.rows(source.order))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sources)
@@ -69,19 +69,19 @@ class Weights(Mapping[str, Array]):
     def __contains__(self, name: object) -> bool:
         return name in self.sources  # Mapping's own would read and convert the tensor
 
-    def cast(self, dtype: str, *, encoder: bool = False) -> Weights:
+    def cast(self, dtype: str, *, narrow: Collection[str] = ()) -> Weights:
         """Return the same weights as `dtype` wants them.
 
-        auto keeps what the file holds, but that an encoder's f32 matrices become f16 where they are in range;
+        auto keeps what the file holds, but that the f32 matrices named by `narrow` become f16 where they are in range;
         f32, f16 and bf16 convert every matrix (blocks are dequantised).
         """
         if dtype not in DTYPES:
             raise expected("weights", f"dtype among {', '.join(DTYPES)}", dtype)
         weights = Weights(self.checkpoint, self.shapes, self.sources)
         if dtype == "auto":
-            weights.convert = _narrow if encoder else self.convert
+            weights.convert = lambda name, array: _narrow(array) if name in narrow else array
         else:
-            weights.convert = lambda array: _to(array, dtype)
+            weights.convert = lambda name, array: _to(array, dtype)
         return weights
 
 
@@ -115,11 +115,12 @@ def map_weights(
     """
     find = _find_gguf if checkpoint.kind == "gguf" else _find_safetensors
     available = set(checkpoint.names)
-    sources = {name: find(name, names, available) for name in shapes}
-    missing = [name for name, source in sources.items() if source is None]
+    found = {name: find(name, names, available) for name in shapes}
+    missing = [name for name, source in found.items() if source is None]
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise expected("weights", "a tensor for every parameter", f"none for {listed}", hint="is the file complete?")
+    sources = {name: source for name, source in found.items() if source is not None}
     unused = available - {source.tensor for source in sources.values()}
     _refuse_unused(sorted(name for name in unused if not name.startswith(names.ignored)), strict)
     return Weights(checkpoint, shapes, sources)

@@ -12,6 +12,7 @@ import platform
 from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,7 +140,7 @@ class Memory:
         count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         if offset < 0 or offset + count > self.size:
             raise IndexError(f"{count} bytes at {offset} of {self.size}")
-        buffer = (ctypes.c_uint8 * count).from_address(self.address + offset)
+        buffer: Any = (ctypes.c_uint8 * count).from_address(self.address + offset)
         buffer.memory = self  # the ctypes object is the array's base: it carries the owner along
         return np.frombuffer(buffer, dtype).reshape(shape)
 

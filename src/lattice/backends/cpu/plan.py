@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
+from operator import gt
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,11 @@ from lattice.backends.cpu.weights import CpuWeights, Placed
 from lattice.errors import expected
 from lattice.ops import Symbol
 from lattice.program import Node, Program, place
-from lattice.step import COUNTS as COUNT_NAMES
 from lattice.step import PAGE_TOKENS, Sampling, Step
 
-STORAGE = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16}
+STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16}
 # Enumerations of src/abi.h, for attributes that are words.
-CHOICES = {
+CHOICES: dict[str, dict[Any, int]] = {
     "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3},
     "mode": {"mean": 0, "cls": 1, "last": 2},
     "norm": {None: -1, "rms": 0, "layer": 1},
@@ -49,9 +49,11 @@ class CpuPlan(Plan):
         self.inputs = self._input_buffers(bound)
         self.layout = place(program, self._bytes)
         self.arena = core.memory(self.layout.peak)
-        self.limits = _limits(program)
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.handle = self._build(weights, state)
+        limits = _limits(program)
+        symbols = program.of_kind("step", "sampling", "input")
+        self.fields = [_Field.of(s, self.inputs[s.name], limits.get(s.name)) for s in symbols]
         self.counts = np.zeros(3, np.int32)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
@@ -105,6 +107,8 @@ class CpuPlan(Plan):
         if symbol is None:
             return Tensor(None, 0, 0, -1, 0)
         if symbol.kind == "weight":
+            if weights is None:
+                raise expected("cpu", "loaded weights", "none")
             return _weight_tensor(weights.placed[symbol.name])
         if symbol.kind == "state":
             buffer = state[owner[id(symbol)].name]
@@ -120,41 +124,22 @@ class CpuPlan(Plan):
     # ---- running ---------------------------------------------------------------------------------------------------
     def write(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> None:
         """Copy a step's inputs into the plan's buffers and set its counts; everything is checked here."""
-        given = dict(inputs)
-        for record in (step, sampling):
-            if record is not None:
-                given.update(vars(record))
-        counts: dict[str, int] = {}
-        for symbol in self.program.of_kind("step", "sampling", "input"):
-            value = given.get(symbol.name)
+        given = {**vars(step)} if step is not None else {}
+        if sampling is not None:
+            given.update(vars(sampling))
+        given.update(inputs)
+        counts = [-1, -1, -1]
+        for field in self.fields:
+            value = given.get(field.name)
             if value is not None:
-                self._write(symbol, np.asarray(value), counts)
-        for index, name in enumerate(COUNT_NAMES):
-            self.counts[index] = counts.get(name, 0)
+                field.write(np.asarray(value), counts)
+        self.counts[:] = np.maximum(counts, 0)
         if step is not None:
-            _check_ragged("offsets", step.offsets, counts.get("T", 0), least=1)
-            if len(step.rows) and not 0 <= np.min(step.rows) <= np.max(step.rows) < counts["T"]:
-                raise expected("cpu", f"rows from 0 to {counts['T'] - 1}", np.asarray(step.rows).tolist())
+            _check_ragged("offsets", step.offsets, counts[0], least=1)
+            if len(step.rows) and not _below(np.asarray(step.rows), counts[0]):
+                raise expected("cpu", f"rows from 0 to {counts[0] - 1}", np.asarray(step.rows).tolist())
         if sampling is not None:
             _check_ragged("history_offsets", sampling.history_offsets, len(sampling.history), least=0)
-
-    def _write(self, symbol: Symbol, value: np.ndarray, counts: dict[str, int]) -> None:
-        buffer = self.inputs[symbol.name]
-        if value.ndim != buffer.ndim or any(v > b for v, b in zip(value.shape, buffer.shape, strict=True)):
-            raise expected("cpu", f"{symbol.name} of at most {buffer.shape}", value.shape)
-        limit = self.limits.get(symbol.name)
-        if limit is not None and value.size and not (0 <= value.min() and value.max() < limit):
-            raise expected("cpu", f"{symbol.name} from 0 to {limit - 1}", f"{value.min()} to {value.max()}")
-        lead = symbol.shape[0] if symbol.shape else 0
-        if isinstance(lead, str):
-            name, _, extra = lead.partition("+")
-            count = len(value) - int(extra or 0)
-            if counts.setdefault(name, count) != count:
-                raise expected("cpu", f"{counts[name]} entries of {symbol.name}", count)
-        if value.shape == buffer.shape:
-            buffer[...] = value
-        else:
-            buffer[tuple(slice(0, n) for n in value.shape)] = value
 
     def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return copies of the outputs."""
@@ -193,11 +178,52 @@ def run_plans(plans: Sequence[CpuPlan]) -> None:
         raise core.error("a step that runs")
 
 
+@dataclass(frozen=True)
+class _Field:
+    """An input buffer: the count that leads it, and the exclusive limit of its values where they address memory."""
+
+    name: str
+    buffer: np.ndarray
+    count: int  # index of the count, -1 for none
+    extra: int  # entries beyond the count: 1 for offsets
+    limit: int | None
+
+    @classmethod
+    def of(cls, symbol: Symbol, buffer: np.ndarray, limit: int | None) -> _Field:
+        lead = symbol.shape[0] if symbol.shape else 0
+        name, _, extra = lead.partition("+") if isinstance(lead, str) else ("", "", "")
+        return cls(symbol.name, buffer, COUNTS.get(name, -1), int(extra or 0), limit)
+
+    def write(self, value: np.ndarray, counts: list[int]) -> None:
+        """Copy `value` into the buffer and note its count."""
+        buffer = self.buffer
+        if value.ndim != buffer.ndim or any(map(gt, value.shape, buffer.shape)):
+            raise expected("cpu", f"{self.name} of at most {buffer.shape}", value.shape)
+        if self.limit is not None and value.size and not _below(value, self.limit):
+            raise expected("cpu", f"{self.name} from 0 to {self.limit - 1}", f"{value.min()} to {value.max()}")
+        if self.count >= 0:
+            count = len(value) - self.extra
+            if counts[self.count] not in (-1, count):
+                raise expected("cpu", f"{counts[self.count]} entries of {self.name}", count)
+            counts[self.count] = count
+        if value.ndim == 1:
+            buffer[: len(value)] = value
+        else:
+            buffer[tuple(map(slice, value.shape))] = value
+
+
+def _below(value: np.ndarray, limit: int) -> bool:
+    """Return whether all values are at least 0 and below the limit: as unsigned numbers, one comparison."""
+    unsigned = value.view(np.uint32) if value.dtype == np.int32 else value.astype(np.int64).view(np.uint64)
+    return bool(np.maximum.reduce(unsigned, axis=None) < limit)
+
+
 def _check_ragged(name: str, offsets: np.ndarray, total: int, least: int) -> None:
     """Raise unless offsets lead from 0 to `total` in parts of at least `least`."""
-    parts = np.diff(offsets)
-    if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != total or (len(parts) and parts.min() < least):
-        raise expected("cpu", f"{name} from 0 to {total} in steps of at least {least}", np.asarray(offsets).tolist())
+    offsets = np.asarray(offsets)
+    sound = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == total
+    if not sound or (offsets[1:] - offsets[:-1] < least).any():
+        raise expected("cpu", f"{name} from 0 to {total} in steps of at least {least}", offsets.tolist())
 
 
 def _flat_arguments(node: Node) -> Iterator[Symbol | None]:

@@ -53,12 +53,12 @@ class _Slabs:
     PIECE = 64 << 20
 
     def __init__(self, core: Core):
-        self.core, self.memory, self.used = core, None, 0
+        self.core, self.memory, self.used = core, core.memory(0), 0
 
     def take(self, size: int) -> tuple[Memory, int]:
         """Return memory and the address of `size` bytes in it, 64-byte aligned."""
         size = -(-size // 64) * 64
-        if self.memory is None or self.used + size > self.memory.size:
+        if self.used + size > self.memory.size:
             self.memory, self.used = self.core.memory(max(size, self.PIECE)), 0
         self.used += size
         return self.memory, self.memory.address + self.used - size
@@ -86,8 +86,8 @@ def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> 
 def _fetch(weights: Mapping[str, Array], symbol: Symbol) -> Array:
     if symbol.name not in weights:
         raise expected("load", f"a tensor {symbol.name}", "none")
-    array = weights[symbol.name]
-    array = Array(array, F32, array.shape) if isinstance(array, np.ndarray) else array
+    given: Any = weights[symbol.name]
+    array: Array = Array(given, F32, given.shape) if isinstance(given, np.ndarray) else given
     if array.shape != symbol.shape:
         raise expected("load", f"{symbol.name} of shape {symbol.shape}", array.shape)
     return array

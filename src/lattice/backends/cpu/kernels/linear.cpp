@@ -109,7 +109,8 @@ void finish(const Projection& p, const Output& output, const Tile& tile) {
 struct Source { const uint8_t* x[forms]; int64_t stride[forms]; };
 
 // Panels [begin, end) of one output (of both, if gated) for tokens [first, last).
-void multiply_range(const Projection& p, const Source& source, int which, int64_t begin, int64_t end, int64_t first, int64_t last) {
+void multiply_range(const Projection& p, const Source& source, int which, int64_t begin, int64_t end, int64_t first,
+                    int64_t last) {
   const Output& output = p.output[which];
   const int pair = p.gated ? 2 : 1;
   int limit = most_tokens(output.weight->dtype);
@@ -127,15 +128,17 @@ void multiply_range(const Projection& p, const Source& source, int which, int64_
       for (int j = 0; j < pair; j++) {
         const Tensor& w = *p.output[which + j].weight;
         const int form = int(p.output[which + j].form());
-        multiply(w.dtype, panels, tile.tokens,
-                 {static_cast<const uint8_t*>(w.data) + panel * panel_bytes(w.dtype, p.k), source.x[form] + from * source.stride[form],
-                  source.stride[form], p.k, out[j], panel_rows * panels});
+        const auto* weights = static_cast<const uint8_t*>(w.data) + panel * panel_bytes(w.dtype, p.k);
+        const uint8_t* x = source.x[form] + from * source.stride[form];
+        multiply(w.dtype, panels, tile.tokens, {weights, x, source.stride[form], p.k, out[j], panel_rows * panels});
       }
       finish(p, output, tile);
     }
     panel += panels;
   }
 }
+
+int64_t panels_of(const Output& output) { return round_up(output.n(), panel_rows) / panel_rows; }
 
 // How the work is cut: ranges of `grain` panels times blocks of `block` tokens, the panels of one block first.
 struct Cut { int64_t grain[3], ranges[3], all_ranges, block, blocks; };
@@ -145,7 +148,7 @@ Cut cut(const Projection& p, int threads) {
   const int outputs = p.gated ? 1 : p.outputs;
   int64_t all_panels = 0, token_bytes = 0;
   for (int i = 0; i < outputs; i++) {
-    all_panels += round_up(p.output[i].n(), panel_rows) / panel_rows;
+    all_panels += panels_of(p.output[i]);
     token_bytes = std::max(token_bytes, form_bytes(p.output[i].form(), p.k));
   }
   const int64_t wanted = threads == 1 ? 1 : 8 * threads;   // ranges, so that the last ones level the threads
@@ -156,12 +159,11 @@ Cut cut(const Projection& p, int threads) {
   c.blocks = (p.tokens + c.block - 1) / c.block;
   for (int i = 0; i < outputs; i++) {
     const Tensor& w = *p.output[i].weight;
-    const int64_t panels = round_up(w.shape[0], panel_rows) / panel_rows;
     const int64_t tokens = std::min(p.tokens, c.block);
     const int side = most_panels(w.dtype, int(std::min<int64_t>(tokens, most_tokens(w.dtype))));
     int64_t grain = std::min(all_panels * c.blocks / wanted, range_bytes / panel_bytes(w.dtype, p.k));
     c.grain[i] = std::max<int64_t>(side, grain / side * side);
-    c.ranges[i] = (panels + c.grain[i] - 1) / c.grain[i];
+    c.ranges[i] = (panels_of(p.output[i]) + c.grain[i] - 1) / c.grain[i];
     c.all_ranges += c.ranges[i];
   }
   return c;
@@ -201,8 +203,8 @@ void run_projection(Call& call, const Projection& p) {
     int64_t range = item % c.all_ranges;
     int which = 0;
     while (range >= c.ranges[which]) range -= c.ranges[which++];
-    const int64_t panels = round_up(p.output[which].n(), panel_rows) / panel_rows, begin = range * c.grain[which];
-    multiply_range(p, source, which, begin, std::min(begin + c.grain[which], panels), first, std::min(first + c.block, p.tokens));
+    const int64_t begin = range * c.grain[which], end = std::min(begin + c.grain[which], panels_of(p.output[which]));
+    multiply_range(p, source, which, begin, end, first, std::min(first + c.block, p.tokens));
   });
 }
 

@@ -1,8 +1,8 @@
 // The inner kernels of linear and project: a few panels of weights times a few tokens, in registers.
 //
 // out[t][r] = sum over k of w[r][k] * x[t][k] for the 16 * panels rows of a group. Every sum runs over k in order, block
-// by block for block formats, in a chain of fma of its own: its bits depend on nothing but its row and its token, so one
-// token alone and a prompt of thousands give the same, whatever shape of group computed it.
+// by block for block formats, in a chain of its own: its bits depend on nothing but its row and its token, so one token
+// alone and a prompt of thousands give the same, whatever shape of group computed it.
 #pragma once
 #include <cstdint>
 

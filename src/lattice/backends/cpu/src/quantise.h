@@ -2,7 +2,7 @@
 //
 //   d = max|x| / 127,  q = round_to_even(x / d),  x ~ d * q
 //
-// A row of k values is k/32 records, contiguous. What a weight format needs beside q and d is a product of sum(q), which
+// A row of k values is k/32 records, contiguous. What a weight format needs beside q and d is a product of sum(q): it
 // costs nothing here and would cost a vector operation per block and row of weights there.
 #pragma once
 #include "simd.h"
@@ -52,7 +52,8 @@ inline void quantise_row(const float* x, int64_t k, Quantised* records) {
 inline void bf16_row(const float* x, int64_t k, uint16_t* out) {
   int64_t i = 0;
 #if defined(__AVX512BF16__)
-  for (; i + lanes <= k; i += lanes) _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(load(x + i).v));
+  for (; i + lanes <= k; i += lanes)
+    _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(load(x + i).v));
 #endif
   for (; i < k; i++) out[i] = to_bf16(x[i]);
   if (k % 2) out[k] = 0;

@@ -100,7 +100,8 @@ inline vf sqrt(vf a) { return {_mm512_sqrt_ps(a.v)}; }
 inline vf abs(vf a) { return {_mm512_abs_ps(a.v)}; }
 inline vf copy_sign(vf a, vf sign) {  // |a| with the sign of `sign`: bits chosen by the mask of -0.0
   const __m512i m = _mm512_castps_si512(_mm512_set1_ps(-0.0f));
-  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(m, _mm512_castps_si512(sign.v), _mm512_castps_si512(a.v), 0xca))};
+  const __m512i s = _mm512_castps_si512(sign.v), size = _mm512_castps_si512(a.v);
+  return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(m, s, size, 0xca))};
 }
 inline vf round(vf a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline vf ldexp(vf a, vf n) { return {_mm512_scalef_ps(a.v, n.v)}; }
@@ -114,9 +115,16 @@ inline void store_f16(uint16_t* p, vf a) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 inline vf load_bf16(const uint16_t* p) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16))};
+  const __m256i halves = _mm256_loadu_si256((const __m256i*)p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
 }
-inline vf load_i8(const int8_t* p) { return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))}; }
+inline vf load_bf16_pair(const uint16_t* p, int e) {  // value e (0 or 1) of the `lanes` pairs at p
+  const __m512i both = _mm512_loadu_si512(p);
+  return {_mm512_castsi512_ps(e ? _mm512_and_si512(both, _mm512_set1_epi32(-65536)) : _mm512_slli_epi32(both, 16))};
+}
+inline vf load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
 inline void store_i8(int8_t* p, vf a) { _mm_storeu_si128((__m128i*)p, _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(a.v))); }
 
 // ---- AVX2 --------------------------------------------------------------------------------------------------------
@@ -173,7 +181,13 @@ inline void store_f16(uint16_t* p, vf a) {
 inline vf load_bf16(const uint16_t* p) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16))};
 }
-inline vf load_i8(const int8_t* p) { return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))}; }
+inline vf load_bf16_pair(const uint16_t* p, int e) {  // value e (0 or 1) of the `lanes` pairs at p
+  const __m256i both = _mm256_loadu_si256((const __m256i*)p);
+  return {_mm256_castsi256_ps(e ? _mm256_and_si256(both, _mm256_set1_epi32(-65536)) : _mm256_slli_epi32(both, 16))};
+}
+inline vf load_i8(const int8_t* p) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)))};
+}
 inline void store_i8(int8_t* p, vf a) {
   __m256i whole = _mm256_cvtps_epi32(a.v);
   __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
@@ -237,9 +251,15 @@ inline void store_f16(uint16_t* p, vf a) {
   for (int i = 0; i < lanes; i++) p[i] = to_f16(a.v[i]);
 }
 inline vf load_bf16(const uint16_t* p) { return each([&](int i) { return from_bf16(p[i]); }); }
+inline vf load_bf16_pair(const uint16_t* p, int e) {  // value e (0 or 1) of the `lanes` pairs at p
+  return each([&](int i) { return from_bf16(p[2 * i + e]); });
+}
 inline vf load_i8(const int8_t* p) { return each([&](int i) { return float(p[i]); }); }
 inline void store_i8(int8_t* p, vf a) {  // rounds to nearest even and saturates
-  for (int i = 0; i < lanes; i++) p[i] = int8_t(std::nearbyint(a.v[i] < -128 ? -128.0f : a.v[i] > 127 ? 127.0f : a.v[i]));
+  for (int i = 0; i < lanes; i++) {
+    const float rounded = std::nearbyint(a.v[i]);
+    p[i] = rounded > 127 ? 127 : rounded > -128 ? int8_t(rounded) : -128;   // a NaN becomes -128, as on the others
+  }
 }
 
 #endif

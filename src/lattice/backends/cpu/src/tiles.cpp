@@ -1,6 +1,6 @@
 // Tiling: from the rows of a file to the panels of tiles.h, and single rows back out of either.
 //
-// Block formats are moved, never recoded: 4 bytes of k of one row are one 32-bit unit in both layouts. Plain formats may
+// Block formats are moved, never recoded: 4 bytes of k of a row are one 32-bit unit in both layouts. Plain formats may
 // change on the way (f32 -> f16), rounded to nearest even.
 #include "tiles.h"
 
@@ -139,8 +139,12 @@ void tile_plain(const uint8_t* source, DType from, DType to, int rows, int64_t k
 void read_row(const Tensor& matrix, int64_t row, float* out) {
   const int64_t k = matrix.shape[1];
   const auto* bytes = static_cast<const uint8_t*>(matrix.data);
-  if (matrix.layout == Layout::rows) read_file_row(bytes + row * row_bytes(matrix.dtype, k), matrix.dtype, k, out);
-  else read_panel_row(bytes + row / panel_rows * panel_bytes(matrix.dtype, k), matrix.dtype, int(row % panel_rows), k, out);
+  if (matrix.layout == Layout::rows) {
+    read_file_row(bytes + row * row_bytes(matrix.dtype, k), matrix.dtype, k, out);
+  } else {
+    const uint8_t* panel = bytes + row / panel_rows * panel_bytes(matrix.dtype, k);
+    read_panel_row(panel, matrix.dtype, int(row % panel_rows), k, out);
+  }
 }
 
 }  // namespace lattice

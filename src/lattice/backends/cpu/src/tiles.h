@@ -1,10 +1,11 @@
 // How weight matrices lie in memory for the linear kernel: the tile layout "R16", the same on every target.
 //
-// A matrix (n rows, k columns) is cut into panels of 16 rows, n padded with zero rows. A panel is contiguous and made of
+// A matrix (n rows, k columns) is cut into panels of 16 rows, n padded with zero rows. A panel is contiguous, made of
 // 64-byte vectors that hold 4 bytes of each of the 16 rows, so that one vector load brings 16 rows (AVX-512) or one of
 // its halves 8 rows (AVX2), and one output lies in one lane: no horizontal sums.
 //
-//   q8_0  tiles of 64 k, 1088 bytes: f16 scale[2 blocks][16 rows]; 16 vectors: vector 8b+j, byte 4r+i = w[r][32b+4j+i] + 128
+//   q8_0  tiles of 64 k, 1088 bytes: f16 scale[2 blocks][16 rows]; 16 vectors: vector 8b+j, byte 4r+i:
+//         w[r][32b+4j+i] + 128
 //   q4_1  tiles of 64 k,  640 bytes: f16 scale[2][16]; f16 minimum[2][16]; 8 vectors: vector 4b+j, byte 4r+i:
 //         low nibble w[r][32b+4j+i], high nibble w[r][32b+16+4j+i] (0..15)
 //   bf16  vector i/2: u16 number 2r + i%2 = w[r][i]          (k padded to even with zeros)

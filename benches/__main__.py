@@ -1,0 +1,25 @@
+"""`python -m benches NAME [options]`: run one of the benches; without a name, list them."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+NAMES = {
+    "embed": "texts a second beside ONNX Runtime and sentence-transformers",
+    "decode": "prefill and decode tokens a second beside llama.cpp",
+    "ppl": "perplexity beside llama.cpp's own figure",
+    "start": "import, first token from process start, Python's share of a step",
+}
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
+        listing = "\n".join(f"  {name:8} {what}" for name, what in NAMES.items())
+        raise SystemExit(f"usage: python -m benches NAME [--help]\n{listing}")
+    name = sys.argv.pop(1)
+    import_module(f"benches.{name}").main()
+
+
+if __name__ == "__main__":
+    main()

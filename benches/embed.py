@@ -1,0 +1,109 @@
+"""Embedding speed of all-MiniLM-L6-v2: Lattice, ONNX Runtime (f32) and sentence-transformers, in turns.
+
+Cases: 512 wikitext paragraphs (~151 tokens each), 512 snippets of 12 words (~17 tokens), one snippet (latency).
+Each engine sleeps in a process of its own while another runs (see workers.py); engines take turns within a
+round and their order turns from round to round. Tokenisation is part of every result. Not a test: it only checks
+that vectors agree (cosine), so that the same work is compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from benches.calibrate import steady
+from benches.report import cores, emit, heading, row, say
+from benches.workers import Worker
+
+ENGINES = {
+    "lattice": "benches.encoders:Lattice",
+    "onnxruntime": "benches.encoders:OnnxRuntime",
+    "sentence-transformers": "benches.encoders:SentenceTransformers",
+}
+
+
+def cases(path: str) -> dict[str, list[str]]:
+    """The texts of each case, from wikitext-2's wiki.test.raw."""
+    lines = (line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n"))
+    paragraphs = [line for line in lines if len(line) > 100 and not line.startswith("=")][:512]
+    if len(paragraphs) < 512:
+        raise SystemExit(f"[benches.embed] expected 512 paragraphs in {path}, got {len(paragraphs)}")
+    snippets = [" ".join(paragraph.split()[:12]) for paragraph in paragraphs]
+    return {"paragraphs": paragraphs, "snippets": snippets, "one snippet": snippets[:1]}
+
+
+def agreement(workers: list[Worker], texts: list[str]) -> None:
+    """Print the lowest cosine of each engine with the last."""
+    vectors = [np.array(worker.call("sample", texts=texts)) for worker in workers]
+    for worker, found in zip(workers[:-1], vectors[:-1], strict=True):
+        lowest = float((found * vectors[-1]).sum(-1).min())
+        emit(kind="agreement", engine=worker.name, beside=workers[-1].name, lowest_cosine=lowest)
+        say(f"{worker.name} beside {workers[-1].name}: lowest cosine {lowest:.7f}")
+        if lowest < 0.98:
+            raise SystemExit("[benches.embed] the engines do not compute the same thing")
+
+
+def measure(workers: list[Worker], texts: list[str], rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each engine by round, and how many rounds were dropped for unsteady memory."""
+    repeats = 50 if len(texts) == 1 else 1
+    meter = next((worker for worker in workers if worker.name == "lattice"), None)
+    seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
+    dropped = 0
+    for index in range(rounds):
+        readings = [meter.call("bandwidth")] if meter else []
+        found = {}
+        for step in range(len(workers)):
+            worker = workers[(index + step) % len(workers)]
+            found[worker.name] = float(np.median(worker.call("measure", texts=texts, repeats=repeats)))
+            readings += [meter.call("bandwidth")] if meter else []
+        if meter and not steady(*readings):
+            dropped += 1
+            say(f"round {index} dropped: memory read at {min(readings):.1f} to {max(readings):.1f} GB/s")
+            continue
+        for name, value in found.items():
+            seconds[name].append(value)
+    return seconds, dropped
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benches embed", description=__doc__)
+    parser.add_argument("--model", required=True, help="a directory with all-MiniLM-L6-v2")
+    parser.add_argument("--text", required=True, help="wikitext-2's wiki.test.raw")
+    parser.add_argument("--dtype", default="auto", help="Lattice's dtype")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--keep-all", action="store_true", help="keep rounds of unsteady memory")
+    options = parser.parse_args()
+    if options.keep_all:
+        from benches import calibrate
+
+        calibrate.ALLOWED = float("inf")
+    texts = cases(options.text)
+    heading()
+    workers = []
+    for name in options.engines:
+        extra = {"dtype": options.dtype} if name == "lattice" else {}
+        workers.append(Worker(name, ENGINES[name], model=str(Path(options.model).resolve()), threads=cores(), **extra))
+    agreement(workers, texts["paragraphs"][:64])
+    for case, chosen in texts.items():
+        for worker in workers:
+            worker.call("measure", texts=chosen[:64], repeats=2)
+        seconds, dropped = measure(workers, chosen, options.rounds)
+        for name, values in seconds.items():
+            if len(chosen) == 1:
+                row(f"{case}, {name}", [1e3 * value for value in values], "ms", f"{dropped} dropped", 2)
+            else:
+                row(
+                    f"{case}, {name}",
+                    [len(chosen) / value for value in values],
+                    "texts/s",
+                    f"{dropped} dropped",
+                )
+    for worker in workers:
+        worker.close()
+
+
+if __name__ == "__main__":
+    main()
