@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t private_tokens = 4, private_values = 8192;   // up to here x is prepared by every thread for itself
 constexpr int64_t block_bytes = 256 << 10;                     // activations of a block of tokens: half of a small L2
 constexpr int64_t range_bytes = 256 << 10;                     // weights of a range of panels in decode
-constexpr int forms = 3;
+constexpr int forms = 2;
 
 // ---- 1. forms of x -----------------------------------------------------------------------------------------------
 
@@ -44,7 +44,7 @@ struct Forms {
       if (copied[f]) bytes += round_up(stride[f] * tokens, 64);
     }
   }
-  bool any() const { return copied[0] || copied[1] || copied[2]; }
+  bool any() const { return copied[0] || copied[1]; }
 };
 
 int64_t row_scratch(const Projection& p) { return round_up(p.k * 4, 64); }   // one normalised row
@@ -59,12 +59,9 @@ void prepare(const Projection& p, const Forms& f, int64_t token, uint8_t* base, 
       for (int64_t i = 0; i < p.k; i += p.norm_group) rms_norm_row(x + i, p.norm_weight, p.norm_group, p.eps, row + i);
     x = row;
   }
-  for (Form form : {Form::records, Form::halves}) {
-    uint8_t* to = base + f.offset[int(form)] + token * f.stride[int(form)];
-    if (!f.copied[int(form)]) continue;
-    if (form == Form::records) quantise_row(x, p.k, reinterpret_cast<Quantised*>(to));
-    else bf16_row(x, p.k, reinterpret_cast<uint16_t*>(to));
-  }
+  if (!f.copied[int(Form::records)]) return;
+  uint8_t* to = base + f.offset[int(Form::records)] + token * f.stride[int(Form::records)];
+  quantise_row(x, p.k, reinterpret_cast<Quantised*>(to));
 }
 
 // ---- 3. what follows a product -----------------------------------------------------------------------------------

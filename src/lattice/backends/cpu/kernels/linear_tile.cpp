@@ -72,32 +72,6 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
     for (int v = 0; v < V; v++) store(a.out + t * a.out_stride + v * lanes, sum[v][t]);
 }
 
-// ---- bf16 weights, bf16 activations ------------------------------------------------------------------------------
-
-#if defined(__AVX512BF16__)
-template <int P, int T> void multiply_halves(const Product& a) {
-  static_assert(panel_vectors == 1);
-  const int64_t panel = panel_bytes(DType::bf16, a.k);
-  vf sum[P][T];
-  LATTICE_UNROLL
-  for (int p = 0; p < P; p++)
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[p][t] = zero();
-  for (int64_t i = 0; i < (a.k + 1) / 2; i++)
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++)
-      LATTICE_UNROLL
-      for (int p = 0; p < P; p++)
-        sum[p][t] = dot_bf16(sum[p][t], a.panel + p * panel + i * 64, a.x + t * a.x_stride + i * 4);
-  LATTICE_UNROLL
-  for (int t = 0; t < T; t++)
-    LATTICE_UNROLL
-    for (int p = 0; p < P; p++) store(a.out + t * a.out_stride + p * lanes, sum[p][t]);
-}
-#else
-template <int P, int T> void multiply_halves(const Product&) {}   // never chosen: form_of says floats
-#endif
-
 // ---- block weights, quantised activations ------------------------------------------------------------------------
 
 // Per block: y += integer * (w_scale * d);  q4_1 also: y += w_minimum * (d * sum of q).
@@ -187,7 +161,6 @@ static_assert(fits<DType::bf16>() && fits<DType::f16>() && fits<DType::f32>());
 using Kernel = void (*)(const Product&);
 template <DType D, int P, int T> constexpr Kernel kernel_of() {
   if constexpr (is_block(D)) return multiply_blocks<D, P, T>;
-  else if constexpr (D == DType::bf16 && has_dot_bf16) return multiply_halves<P, T>;
   else return multiply_floats<D, P, T>;
 }
 struct Row { Kernel best, single; };
@@ -214,11 +187,10 @@ template <class Body> auto with(DType dtype, Body&& body) {
 }  // namespace
 
 Form form_of(DType weights) {
-  return is_block(weights) ? Form::records : weights == DType::bf16 && has_dot_bf16 ? Form::halves : Form::floats;
+  return is_block(weights) ? Form::records : Form::floats;
 }
 int64_t form_bytes(Form form, int64_t k) {
-  if (form == Form::records) return k / block_values * int64_t(sizeof(Quantised));
-  return form == Form::halves ? round_up(k, 2) * 2 : k * 4;
+  return form == Form::records ? k / block_values * int64_t(sizeof(Quantised)) : k * 4;
 }
 int most_tokens(DType weights) {
   return with(weights, [](auto d) { return tokens_limit<d.value>(); });

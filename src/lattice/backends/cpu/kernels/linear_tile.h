@@ -11,8 +11,8 @@
 namespace lattice {
 
 // The form in which the activations of a weight's products are read.
-//   floats   as they are;  records  quantise.h;  halves  bf16, k padded to even with zero (AVX-512's dot product)
-enum class Form { floats, records, halves };
+//   floats   as they are;  records  quantise.h
+enum class Form { floats, records };
 
 Form form_of(DType weights);
 int64_t form_bytes(Form form, int64_t k);            // bytes of one token in that form, rows being contiguous

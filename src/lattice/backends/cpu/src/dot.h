@@ -9,17 +9,12 @@
 //            within 8 * 2 * 15 * 127 = 30480 and are widened once. Bytes are |w| times q with the sign of w:
 //            2 * 128 * 127 = 32512, widened every time.
 //   scalar   what it means.
-// bf16 pairs have a product of their own on AVX-512 only (vdpbf16ps); elsewhere they are widened to floats.
+// bf16 weights have no place here: vdpbf16ps would round the activations too, so they are widened to floats.
 #pragma once
 #include "quantise.h"
 
 namespace lattice {
 
-#if defined(__AVX512BF16__)
-constexpr bool has_dot_bf16 = true;
-#else
-constexpr bool has_dot_bf16 = false;
-#endif
 constexpr int vector_bytes = 4 * lanes;   // bytes of one weight vector that belong to `lanes` rows
 
 #if defined(__AVX512F__)
@@ -29,13 +24,6 @@ LATTICE_INLINE __m512i four(const int8_t* q) {
   std::memcpy(&bytes, q, 4);
   return _mm512_set1_epi32(bytes);
 }
-
-#if defined(__AVX512BF16__)
-// sum + w[k] * x[k] + w[k+1] * x[k+1]: a vector of pairs of 16 rows times one pair.
-LATTICE_INLINE vf dot_bf16(vf sum, const uint8_t* w, const uint8_t* x) {
-  return {_mm512_dpbf16_ps(sum.v, (__m512bh)_mm512_loadu_si512(w), (__m512bh)four(reinterpret_cast<const int8_t*>(x)))};
-}
-#endif
 
 // w[v]: the first of the block's 8 vectors, 64 bytes apart; bytes are value + 128.
 template <int V, int T>

@@ -48,15 +48,4 @@ inline void quantise_row(const float* x, int64_t k, Quantised* records) {
   for (int64_t i = 0; i < k; i += 32) quantise(x + i, *records++);
 }
 
-// The row as bf16, padded to an even count with zero: activations of vdpbf16ps.
-inline void bf16_row(const float* x, int64_t k, uint16_t* out) {
-  int64_t i = 0;
-#if defined(__AVX512BF16__)
-  for (; i + lanes <= k; i += lanes)
-    _mm256_storeu_si256((__m256i*)(out + i), (__m256i)_mm512_cvtneps_pbh(load(x + i).v));
-#endif
-  for (; i < k; i++) out[i] = to_bf16(x[i]);
-  if (k % 2) out[k] = 0;
-}
-
 }  // namespace lattice
