@@ -45,8 +45,6 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="Lattice's dtype")
     parser.add_argument("--keep-all", action="store_true", help="keep rounds of unsteady memory")
     options = parser.parse_args()
-    if options.keep_all:
-        calibrate.ALLOWED = float("inf")
     heading()
     model = str(Path(options.model).resolve())
     workers = [
@@ -63,27 +61,32 @@ def main() -> None:
     say(f"greedy tokens in common before the first difference: {common} of {options.gen + 1}")
     kept: list[dict[str, dict]] = []
     speeds: list[float] = []
+    unsteady = 0
     for index in range(options.rounds):
         found, readings = one_round(workers if index % 2 == 0 else workers[::-1], tokens, options.gen)
-        if calibrate.steady(*readings):
+        steady = calibrate.steady(*readings)
+        took = {name: {phase: one[phase] for phase in ("prefill", "decode")} for name, one in found.items()}
+        emit(kind="round", index=index, steady=steady, bandwidth=readings, seconds=took)
+        if not steady:
+            unsteady += 1
+            say(f"round {index} unsteady: memory read at {min(readings):.1f} to {max(readings):.1f} GB/s")
+        if steady or options.keep_all:
             kept.append(found)
             speeds += readings
-        else:
-            say(f"round {index} dropped: memory read at {min(readings):.1f} to {max(readings):.1f} GB/s")
-    dropped = f"{options.rounds - len(kept)} dropped"
+    note = f"{unsteady} unsteady, {'kept' if options.keep_all else 'dropped'}"
     for worker in workers:
         results = [found[worker.name] for found in kept]
         row(
             f"prefill {options.prompt}, {worker.name}",
             [options.prompt / one["prefill"] for one in results],
             "tokens/s",
-            dropped,
+            note,
         )
         row(
             f"decode {options.gen}, {worker.name}",
             [options.gen / one["decode"] for one in results],
             "tokens/s",
-            dropped,
+            note,
         )
     for phase in ("prefill", "decode"):
         row(

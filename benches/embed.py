@@ -45,12 +45,12 @@ def agreement(workers: list[Worker], texts: list[str]) -> None:
             raise SystemExit("[benches.embed] the engines do not compute the same thing")
 
 
-def measure(workers: list[Worker], texts: list[str], rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Seconds of each engine by round, and how many rounds were dropped for unsteady memory."""
+def measure(workers: list[Worker], texts: list[str], rounds: int, keep_all: bool) -> tuple[dict[str, list[float]], int]:
+    """Seconds of each engine by round (steady ones, unless all are kept), and how many were unsteady."""
     repeats = 50 if len(texts) == 1 else 1
     meter = next((worker for worker in workers if worker.name == "lattice"), None)
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
-    dropped = 0
+    unsteady = 0
     for index in range(rounds):
         readings = [meter.call("bandwidth")] if meter else []
         found = {}
@@ -58,13 +58,16 @@ def measure(workers: list[Worker], texts: list[str], rounds: int) -> tuple[dict[
             worker = workers[(index + step) % len(workers)]
             found[worker.name] = float(np.median(worker.call("measure", texts=texts, repeats=repeats)))
             readings += [meter.call("bandwidth")] if meter else []
-        if meter and not steady(*readings):
-            dropped += 1
-            say(f"round {index} dropped: memory read at {min(readings):.1f} to {max(readings):.1f} GB/s")
+        kept = meter is None or steady(*readings)
+        emit(kind="round", index=index, texts=len(texts), steady=kept, bandwidth=readings, seconds=found)
+        if not kept:
+            unsteady += 1
+            say(f"round {index} unsteady: memory read at {min(readings):.1f} to {max(readings):.1f} GB/s")
+        if not kept and not keep_all:
             continue
         for name, value in found.items():
             seconds[name].append(value)
-    return seconds, dropped
+    return seconds, unsteady
 
 
 def main() -> None:
@@ -76,10 +79,6 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
     parser.add_argument("--keep-all", action="store_true", help="keep rounds of unsteady memory")
     options = parser.parse_args()
-    if options.keep_all:
-        from benches import calibrate
-
-        calibrate.ALLOWED = float("inf")
     texts = cases(options.text)
     heading()
     workers = []
@@ -90,16 +89,17 @@ def main() -> None:
     for case, chosen in texts.items():
         for worker in workers:
             worker.call("measure", texts=chosen[:64], repeats=2)
-        seconds, dropped = measure(workers, chosen, options.rounds)
+        seconds, unsteady = measure(workers, chosen, options.rounds, options.keep_all)
+        note = f"{unsteady} unsteady, {'kept' if options.keep_all else 'dropped'}"
         for name, values in seconds.items():
             if len(chosen) == 1:
-                row(f"{case}, {name}", [1e3 * value for value in values], "ms", f"{dropped} dropped", 2)
+                row(f"{case}, {name}", [1e3 * value for value in values], "ms", note, 2)
             else:
                 row(
                     f"{case}, {name}",
                     [len(chosen) / value for value in values],
                     "texts/s",
-                    f"{dropped} dropped",
+                    note,
                 )
     for worker in workers:
         worker.close()

@@ -82,10 +82,10 @@ def machine() -> dict:
     }
 
 
-def spread(values: list[float]) -> dict[str, float | int]:
-    """Median, extremes and count."""
+def spread(values: list[float]) -> dict[str, float | int | None]:
+    """Median, extremes and count; None where no round was kept."""
     if not values:
-        return {"median": float("nan"), "low": float("nan"), "high": float("nan"), "rounds": 0}
+        return {"median": None, "low": None, "high": None, "rounds": 0}
     return {
         "median": statistics.median(values),
         "low": min(values),
@@ -116,5 +116,8 @@ def row(name: str, values: list[float], unit: str, note: str = "", digits: int =
     """One line of the table and its JSON: the median, then the extremes."""
     found = spread(values)
     emit(kind="result", name=name, unit=unit, note=note, **found)
+    if not values:
+        say(f"{name:44}{'none':>10} {unit:9} no round was kept  {note}".rstrip())
+        return
     low, middle, high = (f"{found[key]:,.{digits}f}" for key in ("low", "median", "high"))
     say(f"{name:44}{middle:>10} {unit:9} {low} to {high}, {found['rounds']} rounds  {note}".rstrip())

@@ -117,6 +117,7 @@ def close(got: np.ndarray, wanted: np.ndarray, tolerance: float) -> bool:
 
 def as_float64(sample: Sample) -> Sample:
     """Return the sample with its real values in double precision."""
+
     def widen(argument: Drawn | None) -> Drawn | None:
         if argument is None or not isinstance(argument.value, np.ndarray) or argument.value.dtype != np.float32:
             return argument

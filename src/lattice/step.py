@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ class Step:
     slots: Any  # (S,) recurrent state slot of each sequence
     adapters: Any  # (T,) adapter slot of each token, 0 is none
 
-    SHAPES = {
+    SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {
         "tokens": ("T",), "token_types": ("T",), "positions": ("T",), "offsets": ("S+1",),
         "rows": ("R",), "page_table": ("S", "width"), "slots": ("S",), "adapters": ("T",),
     }  # fmt: skip
@@ -83,12 +83,16 @@ class Sampling:
     history_offsets: Any  # (R + 1,) int32 into `history`
     history: Any  # (N,) int32, distinct token ids of each row's context
 
-    SHAPES = {
+    SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {
         "temperature": ("R",), "top_k": ("R",), "top_p": ("R",), "min_p": ("R",), "repetition": ("R",),
         "seed": ("R",), "position": ("R",), "history_offsets": ("R+1",), "history": ("history",),
     }  # fmt: skip
-    DTYPES = {
-        "temperature": "f32", "top_p": "f32", "min_p": "f32", "repetition": "f32", "seed": "i64",
+    DTYPES: ClassVar[dict[str, str]] = {
+        "temperature": "f32",
+        "top_p": "f32",
+        "min_p": "f32",
+        "repetition": "f32",
+        "seed": "i64",
     }  # fmt: skip ; the others are i32
 
     @classmethod

@@ -81,9 +81,7 @@ def test_embed_reads_lines_of_a_file_and_of_standard_input(cli, encoder, tmp_pat
 
 def test_embed_options(cli, encoder):
     model = lattice.load_encoder(encoder, dtype="f32")
-    got = result_of(
-        cli("embed", "-m", encoder, "--json", "--dimensions", 5, "--no-normalize", "--dtype", "f32", "w1")
-    )
+    got = result_of(cli("embed", "-m", encoder, "--json", "--dimensions", 5, "--no-normalize", "--dtype", "f32", "w1"))
     assert got["dimensions"] == 5
     assert np.array_equal(np.float32(got["embeddings"]), model.encode(["w1"], dimensions=5, normalize=False))
 
@@ -148,9 +146,7 @@ def test_run_hands_its_options_on(cli, chat_model):
     got = result_of(cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags))
     assert got["tokens"] == lattice.load(chat_model).generate("w1", max_tokens=20, **options).tokens
     word = got["text"].split()[4]
-    stopped = result_of(
-        cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags, "--stop", word)
-    )
+    stopped = result_of(cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags, "--stop", word))
     assert stopped["finish_reason"] == "stop" and word not in stopped["text"].split()
 
 
@@ -223,9 +219,7 @@ def test_eval_ppl(cli, chat_model, tmp_path):
     (tmp_path / "text").write_text(text, "utf-8")
     arguments = ["eval", "ppl", "-m", chat_model, "--file", tmp_path / "text", "--context", 32]
     got = result_of(cli(*arguments, "--json"))
-    assert math.isclose(
-        got["perplexity"], lattice.load(chat_model).perplexity(text, context=32), rel_tol=1e-6
-    )
+    assert math.isclose(got["perplexity"], lattice.load(chat_model).perplexity(text, context=32), rel_tol=1e-6)
     assert (got["tokens"], got["windows"], got["context"]) == (6 * 15, 6, 32)
     assert result_of(cli(*arguments, "--chunks", 2, "--json"))["tokens"] == 2 * 15
     assert f"perplexity {got['perplexity']:.4f}" in cli(*arguments).stdout
@@ -242,13 +236,9 @@ def test_bench_json(cli, chat_model):
 
 
 def test_bench_counts_the_weights_that_a_token_reads(cli, chat_model):
-    layer = 4 * (
-        32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 40 + 2 * 32
-    )  # f32: q and o, k and v, the gated MLP, two norms
+    layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 40 + 2 * 32)  # f32: q and o, k and v, the gated MLP, two norms
     head = 4 * (70 * 32 + 32)  # without the embedding, a row of which is read
-    got = result_of(cli("bench", "-m", chat_model, "--prompt", 4, "--gen", 4, "--runs", 1, "--json"))[
-        "bytes_per_token"
-    ]
+    got = result_of(cli("bench", "-m", chat_model, "--prompt", 4, "--gen", 4, "--runs", 1, "--json"))["bytes_per_token"]
     assert 2 * layer + head <= got <= 1.3 * (2 * layer + head)  # tiles round rows up
 
 

@@ -19,9 +19,7 @@ PATIENCE = 120.0  # seconds; a model may have to be fetched
 
 
 def run(*arguments, **options):
-    return subprocess.run(
-        [*LATTICE, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, **options
-    )
+    return subprocess.run([*LATTICE, *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE, **options)
 
 
 def test_help_imports_no_model_code():
@@ -75,9 +73,7 @@ def test_a_reader_that_leaves_early_is_no_error(encoder):
 
 def test_ctrl_c_is_exit_code_130(chat_model):
     arguments = ["bench", "--model", chat_model, "--prompt", "100", "--gen", "100", "--runs", "100000"]
-    process = subprocess.Popen(
-        [*LATTICE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([*LATTICE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)
     out, error = process.communicate(timeout=PATIENCE)

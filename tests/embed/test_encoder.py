@@ -223,9 +223,7 @@ def test_prompts_go_before_the_text(tiny):
 
 def test_a_prompt_that_is_not_pooled_is_refused(tiny):
     (tiny / "config_sentence_transformers.json").write_text('{"prompts": {"query": "w7 "}}')
-    (tiny / "1_Pooling" / "config.json").write_text(
-        '{"pooling_mode_mean_tokens": true, "include_prompt": false}'
-    )
+    (tiny / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": true, "include_prompt": false}')
     encoder = open_encoder(tiny)
     assert encoder.encode("w1").shape == (32,)
     with pytest.raises(LatticeError, match="include_prompt"):

@@ -47,9 +47,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 
 def own_text() -> list[str]:
     files = sorted((ROOT / "src").rglob("*.py"))[:40]
-    extra = (
-        "Grüße aus Köln, naïve café. Привет, мир! こんにちは世界 你好 안녕 123 4567 don't I'LL we've ½ ² Ⅻ"
-    )
+    extra = "Grüße aus Köln, naïve café. Привет, мир! こんにちは世界 你好 안녕 123 4567 don't I'LL we've ½ ² Ⅻ"
     return [path.read_text() for path in files] + [extra] * 50
 
 
@@ -138,9 +136,7 @@ def wordpiece() -> dict:
     trained.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     trained.decoder = tokenizers.decoders.WordPiece()
     names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-    trained.train_from_iterator(
-        own_text(), tokenizers.trainers.WordPieceTrainer(vocab_size=300, special_tokens=names)
-    )
+    trained.train_from_iterator(own_text(), tokenizers.trainers.WordPieceTrainer(vocab_size=300, special_tokens=names))
     trained.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

@@ -1,4 +1,4 @@
-"""Models against transformers (and llama.cpp's GGUF conventions): random tiny checkpoints, made by golden/make_models.py."""
+"""Models against transformers (and llama.cpp's GGUF conventions), on the checkpoints of golden/make_models.py."""
 
 from __future__ import annotations
 

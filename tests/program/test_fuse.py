@@ -13,7 +13,7 @@ from lattice.ops import activation, add, gated_activation, layer_norm, linear, r
 from lattice.program import fuse, trace
 
 PROJECT = frozenset({"project"})
-W = {name: (24, 24) for name in ("a", "b", "c", "d")} | {"n": (24,), "m": (24,)}
+W = dict.fromkeys(("a", "b", "c", "d"), (24, 24)) | {"n": (24,), "m": (24,)}
 
 
 def build(function):
@@ -64,7 +64,10 @@ CASES = {
     "a norm that others read": (shared_norm, ["rms_norm", "linear"]),
     "a product that others read": (shared_product, ["linear", "activation"]),
     "both sides products": (lambda x, w: add(linear(x, w["a"]), linear(x, w["b"])), ["project", "add"]),
-    "one after another": (lambda x, w: linear(rms_norm(linear(x, w["a"]), w["n"], eps=1e-5), w["b"]), ["linear", "project"]),
+    "one after another": (
+        lambda x, w: linear(rms_norm(linear(x, w["a"]), w["n"], eps=1e-5), w["b"]),
+        ["linear", "project"],
+    ),
     "a gate of itself": (self_gate, ["linear", "gated_activation"]),
 }
 

@@ -19,7 +19,10 @@ KEYS, VALUES = (3, 2, 8, 64), (3, 2, 64, 8)
 def paged(p):
     step = p.step(2)
     q, k, v = p.input("q", "T", 32), p.input("k", "T", 16), p.input("v", "T", 16)
-    k_pages, v_pages = p.input("k_pages", *KEYS, kind="state", dtype="f16"), p.input("v_pages", *VALUES, kind="state", dtype="f16")
+    k_pages, v_pages = (
+        p.input("k_pages", *KEYS, kind="state", dtype="f16"),
+        p.input("v_pages", *VALUES, kind="state", dtype="f16"),
+    )
     newer = append_kv(k_pages, v_pages, k, v, step)
     return {"o": paged_attention(q, *newer, step, scale=0.5)}
 

@@ -93,11 +93,7 @@ BOMBS = {
     "tower of namespaces": "{% set a = namespace() %}{% set b = namespace(x=a, y=a) %}{% set a = namespace(x=b, y=b) %}{{ a }}"
     "{% set a.x = a %}{{ a }}",
     "captured blocks": "{% set s = 'aaaa' %}" + "{% set s %}{{ s }}{{ s }}{{ s }}{{ s }}{% endset %}" * 30,
-    "macros": "{% macro f(x) %}{{ x }}{{ x }}{{ x }}{{ x }}{% endmacro %}{{ "
-    + "f(" * 30
-    + "'aaaa'"
-    + ")" * 30
-    + " }}",
+    "macros": "{% macro f(x) %}{{ x }}{{ x }}{{ x }}{{ x }}{% endmacro %}{{ " + "f(" * 30 + "'aaaa'" + ")" * 30 + " }}",
     "macro recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "macro branching": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "filter block": "{% filter replace('a', 'a'~'b') %}{% for i in range(99999) %}aaaaaaaaaaaaaaaa{% endfor %}{% endfilter %}",

@@ -27,9 +27,7 @@ _spec.loader.exec_module(attacks)
 
 
 def text(source: str, messages: list | None = None, **variables: object) -> str:
-    return ChatTemplate(source, bos="<s>", eos="</s>").render(
-        TALK if messages is None else messages, **variables
-    )
+    return ChatTemplate(source, bos="<s>", eos="</s>").render(TALK if messages is None else messages, **variables)
 
 
 @pytest.mark.parametrize("golden", GOLDENS, ids=[f"{i}-{golden['name']}" for i, golden in enumerate(GOLDENS)])
@@ -93,9 +91,7 @@ def test_constants_are_not_evaluated_while_compiling() -> None:
 
 
 def test_raise_exception_is_a_clear_error() -> None:
-    with pytest.raises(
-        LatticeError, match="expected messages that the template accepts, got roles must alternate"
-    ):
+    with pytest.raises(LatticeError, match="expected messages that the template accepts, got roles must alternate"):
         text("{{ raise_exception('roles must alternate') }}")
 
 
@@ -135,9 +131,7 @@ def test_the_trace_function_is_given_back() -> None:
 
 
 def test_threads_have_their_own_budgets() -> None:
-    template = ChatTemplate(
-        "{% set s = messages[0].content %}{% for i in range(12) %}{{ s ~ i }}{% endfor %}"
-    )
+    template = ChatTemplate("{% set s = messages[0].content %}{% for i in range(12) %}{{ s ~ i }}{% endfor %}")
     content = [{"role": "user", "content": "a" * 80_000}]
     failures: list[Exception] = []
 
@@ -163,9 +157,7 @@ def test_now_is_a_date() -> None:
 @settings(max_examples=60, deadline=None)
 @given(
     st.text(alphabet="{}%|'\"()[]~*+.abcrange019_ =\\\n", max_size=60),
-    st.sampled_from(
-        ["{{ %s }}", "{%% set x = %s %%}{{ x }}", "{%% for i in %s %%}{{ i }}{%% endfor %%}", "%s"]
-    ),
+    st.sampled_from(["{{ %s }}", "{%% set x = %s %%}{{ x }}", "{%% for i in %s %%}{{ i }}{%% endfor %%}", "%s"]),
 )
 def test_any_source_gives_text_or_our_error(fragment: str, frame: str) -> None:
     try:

@@ -173,9 +173,7 @@ def test_smollm2() -> None:
     )
     rng = random.Random(1)
     for _ in range(300):
-        text = "".join(
-            chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0xD7FF)])) for _ in range(20)
-        )
+        text = "".join(chr(rng.choice([rng.randrange(32, 127), rng.randrange(0xA0, 0xD7FF)])) for _ in range(20))
         ids = tokenizer.encode(text)
         stream = tokenizer.stream()
         assert "".join(map(stream.push, ids)) + stream.finish() == tokenizer.decode(ids) == text

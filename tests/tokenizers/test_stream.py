@@ -43,9 +43,7 @@ def wordpiece() -> Tokenizer:
         "##'s",
         "?",
     ]
-    library = Library(
-        models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]")
-    )
+    library = Library(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     library.decoder = decoders.WordPiece()
     library.add_special_tokens(["[PAD]", "[UNK]"])
     return Tokenizer(library)

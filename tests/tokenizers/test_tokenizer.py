@@ -40,9 +40,7 @@ def write(directory: Path, document: object, **files: object) -> Path:
 @pytest.fixture(scope="module")
 def wordpiece(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     settings_ = {**GOLDEN["settings"], "pad_token": "[PAD]", "cls_token": {"content": "[CLS]"}}
-    return load_tokenizer(
-        write(tmp_path_factory.mktemp("w"), GOLDEN["tokenizer"], tokenizer_config=settings_)
-    )
+    return load_tokenizer(write(tmp_path_factory.mktemp("w"), GOLDEN["tokenizer"], tokenizer_config=settings_))
 
 
 def test_ids_equal_transformers_though_the_file_truncates_and_pads(wordpiece: Tokenizer) -> None:
@@ -88,9 +86,7 @@ def test_bos_and_eos_are_added_where_the_post_processor_does_not(tmp_path: Path)
         "add_bos_token": True,
         "add_eos_token": True,
     }
-    tokenizer = load_tokenizer(
-        write(tmp_path, {"added_tokens": ADDED, "model": BPE}, tokenizer_config=config)
-    )
+    tokenizer = load_tokenizer(write(tmp_path, {"added_tokens": ADDED, "model": BPE}, tokenizer_config=config))
     assert (tokenizer.bos, tokenizer.eos, tokenizer.count_special) == (2, 3, 2)
     assert tokenizer.encode("ab") == [2, 0, 1, 3] and tokenizer.encode("ab", add_special=False) == [0, 1]
     assert tokenizer.encode_truncated(["abab", "a"], 3) == ([[2, 0, 3], [2, 0, 3]], 1)
@@ -106,9 +102,7 @@ def test_bos_is_not_added_twice(tmp_path: Path) -> None:
         "special_tokens": {"<s>": {"id": "<s>", "ids": [2], "tokens": ["<s>"]}},
     }
     document = {"added_tokens": ADDED, "post_processor": post, "model": BPE}
-    tokenizer = load_tokenizer(
-        write(tmp_path, document, tokenizer_config={"bos_token": "<s>", "add_bos_token": True})
-    )
+    tokenizer = load_tokenizer(write(tmp_path, document, tokenizer_config={"bos_token": "<s>", "add_bos_token": True}))
     assert tokenizer.encode("ab") == [2, 0, 1] and tokenizer.count_special == 1
 
 
@@ -191,9 +185,7 @@ def test_a_damaged_file_opens_or_is_a_format_error(
 ) -> None:
     data = json.dumps({"added_tokens": ADDED, "model": BPE}).encode()
     directory = tmp_path_factory.mktemp("damaged")
-    (directory / "tokenizer.json").write_bytes(
-        data[: at % len(data)] + junk + data[at % len(data) + len(junk) :]
-    )
+    (directory / "tokenizer.json").write_bytes(data[: at % len(data)] + junk + data[at % len(data) + len(junk) :])
     with contextlib.suppress(LatticeError):
         load_tokenizer(directory).encode("ab")
 

@@ -63,9 +63,7 @@ def write_model(directory: Path, config: dict | None = None) -> Path:
     return directory
 
 
-def write_wheel(
-    path: Path, files: dict[str, bytes], *, spoil: Callable[[zipfile.ZipFile], None] | None = None
-) -> Path:
+def write_wheel(path: Path, files: dict[str, bytes], *, spoil: Callable[[zipfile.ZipFile], None] | None = None) -> Path:
     """Write a wheel of `files` with its dist-info and RECORD; `spoil` may add what no wheel should hold."""
     name, version = path.name.split("-")[:2]
     info = f"{name}-{version}.dist-info"

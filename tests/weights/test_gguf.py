@@ -47,9 +47,7 @@ def test_numbers_of_every_type_alone_and_in_arrays(tmp_path: Path, code: str) ->
 def test_arrays_of_bools_strings_and_arrays(tmp_path: Path) -> None:
     nested = [["a", "b"], ["c"]]
     flags = np.array([True, False])
-    write_gguf(
-        tmp_path / "m.gguf", {"flags": flags, "nested": nested, "numbers": [1, -2], "floats": [0.5]}, {}
-    )
+    write_gguf(tmp_path / "m.gguf", {"flags": flags, "nested": nested, "numbers": [1, -2], "floats": [0.5]}, {})
     metadata = GGUFFile(tmp_path / "m.gguf").metadata
     assert metadata["flags"].tolist() == [True, False]
     assert metadata["nested"] == nested

@@ -234,9 +234,7 @@ def test_a_safetensors_cut_at_any_byte_is_refused(tmp_path: Path) -> None:
             SafetensorsFile(path)
 
 
-def test_single_spoiled_bytes_never_end_otherwise_than_in_a_format_error(
-    tmp_path: Path, tiny_gguf: Path
-) -> None:
+def test_single_spoiled_bytes_never_end_otherwise_than_in_a_format_error(tmp_path: Path, tiny_gguf: Path) -> None:
     rng = np.random.default_rng(3)
     save_safetensors(tmp_path / "m.safetensors", {"v": ones(3), "w": ones(2, 2)}, {"a": "b"})
     readers = ((tiny_gguf, GGUFFile), (tmp_path / "m.safetensors", SafetensorsFile))

@@ -310,9 +310,7 @@ def test_an_alias_tries_its_sources_in_order_and_checks_the_digest(
         resolve("gone")
 
 
-def test_without_pip_uv_unpacks_into_a_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path
-) -> None:
+def test_without_pip_uv_unpacks_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     def run(command: list[str]) -> tuple[int, str]:
         assert command[:3] == ["/bin/uv", "pip", "install"]
         with zipfile.ZipFile(tiny) as archive:

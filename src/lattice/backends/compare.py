@@ -47,9 +47,7 @@ def compare(
     leading = [len(value) for value in inputs.values()]
     largest = max([1, tokens, *leading])
     capacity = Capacity(largest, max([1, rows, *leading]), max([1, sequences, *leading]))
-    results = [
-        _run(runner, watched, weights, capacity, step, inputs) for runner in (ReferenceBackend(), backend)
-    ]
+    results = [_run(runner, watched, weights, capacity, step, inputs) for runner in (ReferenceBackend(), backend)]
     for node in watched.nodes:
         for symbol in node.outputs:
             if symbol.kind == "value":
@@ -61,7 +59,12 @@ def compare(
 
 
 def _run(
-    backend: Backend, program: Program, weights: Mapping[str, Array], capacity: Capacity, step: Step | None, inputs: dict
+    backend: Backend,
+    program: Program,
+    weights: Mapping[str, Array],
+    capacity: Capacity,
+    step: Step | None,
+    inputs: dict,
 ) -> dict[str, np.ndarray]:
     state = {symbol.name: backend.state(symbol.shape, symbol.dtype) for symbol in program.of_kind("state")}
     plan = backend.compile(program, backend.load(program, weights), capacity, state)

@@ -15,9 +15,7 @@ app = typer.Typer(
     name="lattice",
     cls=Group,
     help="Embed text and chat with transformer models, on plain CPUs.",
-    epilog=example(
-        'lattice embed "a cat" "a kitten" "a train"', 'lattice run "Why is the sky blue?"', "lattice chat"
-    ),
+    epilog=example('lattice embed "a cat" "a kitten" "a train"', 'lattice run "Why is the sky blue?"', "lattice chat"),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,  # plain help costs a tenth of a second, boxes cost half a second
@@ -36,9 +34,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Print the version."
-    ),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
 ) -> None:
     pass
 

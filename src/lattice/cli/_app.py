@@ -98,9 +98,7 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [
-            c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
@@ -115,9 +113,7 @@ def byte_progress(label: str) -> Iterator[Any]:
         if bar is None:
             bar = _byte_bar()
             bar.start()
-        doing, _, what = (
-            name.rpartition(" ") if name.startswith(("download ", "join ")) else (label, "", name)
-        )
+        doing, _, what = name.rpartition(" ") if name.startswith(("download ", "join ")) else (label, "", name)
         amount = f"{size(done)} of {size(total)}" if total else ""
         text = f"{doing} {what.rpartition('/')[2]}"
         bar.update(bar.task_ids[0], description=text, completed=done, total=total, amount=amount)
@@ -181,6 +177,4 @@ def read_text(file: str) -> str:
     except OSError as error:
         raise LatticeError(f"[{file}] expected a readable file, got {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise LatticeError(
-            f"[{file}] expected text in UTF-8, got {error.reason} at byte {error.start}"
-        ) from None
+        raise LatticeError(f"[{file}] expected text in UTF-8, got {error.reason} at byte {error.start}") from None

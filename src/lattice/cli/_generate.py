@@ -10,17 +10,11 @@ import typer
 if TYPE_CHECKING:
     from lattice.generate import Completion, Generation
 
-TEMPERATURE = typer.Option(
-    None, "--temperature", "-t", help="0 is greedy; the model's own default if not given."
-)
-TOP_P = typer.Option(
-    None, "--top-p", help="Draw among the likeliest tokens that have this probability together."
-)
+TEMPERATURE = typer.Option(None, "--temperature", "-t", help="0 is greedy; the model's own default if not given.")
+TOP_P = typer.Option(None, "--top-p", help="Draw among the likeliest tokens that have this probability together.")
 TOP_K = typer.Option(None, "--top-k", help="Draw among this many of the likeliest tokens; 0 is all.")
 MIN_P = typer.Option(None, "--min-p", help="Drop tokens less likely than this share of the likeliest.")
-REPETITION = typer.Option(
-    None, "--repetition-penalty", help="Above 1: tokens of the context become less likely."
-)
+REPETITION = typer.Option(None, "--repetition-penalty", help="Above 1: tokens of the context become less likely.")
 SEED = typer.Option(None, "--seed", help="Draw the same every time.")
 STOP = typer.Option(None, "--stop", help="End the answer before this text; may be given again.")
 CONTEXT = typer.Option(None, "--context", help="Most tokens of prompt and answer together.")
@@ -74,9 +68,7 @@ def summary(generation: Generation) -> str:
     if rate is not None:
         parts.append(f"{rate:.1f} tokens/s")
     new = usage.prompt_tokens - usage.reused_tokens
-    parts.append(
-        f"first after {timings.prefill_seconds:.2f} s ({new} new of {usage.prompt_tokens} prompt tokens)"
-    )
+    parts.append(f"first after {timings.prefill_seconds:.2f} s ({new} new of {usage.prompt_tokens} prompt tokens)")
     if generation.finish_reason == "length":
         parts.append("cut at --max-tokens")
     return ", ".join(parts)

@@ -63,9 +63,7 @@ def _once(lm: Any, prompt: int, gen: int) -> tuple[float, float]:
     return prompt / timings.prefill_seconds, timings.decode_steps / timings.decode_seconds
 
 
-def _report(
-    model: str, lm: Any, prompt: int, gen: int, runs: int, measured: dict[str, list[float]]
-) -> dict[str, Any]:
+def _report(model: str, lm: Any, prompt: int, gen: int, runs: int, measured: dict[str, list[float]]) -> dict[str, Any]:
     core, read = lm.engine.weights.core, _bytes_read(lm.engine.weights)
     bandwidth, decode = statistics.median(measured["bandwidth"]), statistics.median(measured["decode"])
     return {

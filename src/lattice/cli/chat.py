@@ -155,9 +155,7 @@ class Session:
         tokens = self.model.tokenizer.encode(prompt, add_special=False)
         room = self.model.context - len(tokens)
         if room < LEAST_ROOM:
-            raise LatticeError(
-                f"the conversation has filled the context of {self.model.context} tokens\nhint: /reset"
-            )
+            raise LatticeError(f"the conversation has filled the context of {self.model.context} tokens\nhint: /reset")
         pieces = []
         with (
             _interrupts() as interrupted,

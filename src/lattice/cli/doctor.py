@@ -103,9 +103,7 @@ def _models(problems: list[str]) -> list[dict[str, Any]]:
     from lattice.weights.sources import cached
 
     try:
-        return [
-            {"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)} for entry in cached()
-        ]
+        return [{"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)} for entry in cached()]
     except LatticeError as error:
         problems.append(f"the model cache: {error}")
         return []
@@ -115,9 +113,7 @@ def _print(report: dict[str, Any]) -> None:
     cpu, models = report["cpu"], report["models"]
     memory = "unknown" if cpu["memory_bytes"] is None else size(cpu["memory_bytes"])
     measured = (
-        "not measured"
-        if cpu["bandwidth_gb_s"] is None
-        else f"{cpu['bandwidth_gb_s']:.1f} GB/s read by all cores"
+        "not measured" if cpu["bandwidth_gb_s"] is None else f"{cpu['bandwidth_gb_s']:.1f} GB/s read by all cores"
     )
     cached = f"{len(models)}, {size(sum(model['bytes'] for model in models))}"
     rows = [

@@ -42,12 +42,8 @@ def embed(
     texts: list[str] | None = typer.Argument(None, metavar="TEXT", help="Texts to embed."),
     model: str = typer.Option("minilm", "--model", "-m", help=f"{MODEL_HELP} minilm."),
     file: str | None = typer.Option(None, "--file", "-f", help="One text a line; - is standard input."),
-    prompt: str | None = typer.Option(
-        None, "--prompt", help="Which of the model's prompts goes before each text."
-    ),
-    dimensions: int | None = typer.Option(
-        None, "--dimensions", help="Shorten the vectors to this many numbers."
-    ),
+    prompt: str | None = typer.Option(None, "--prompt", help="Which of the model's prompts goes before each text."),
+    dimensions: int | None = typer.Option(None, "--dimensions", help="Shorten the vectors to this many numbers."),
     normalize: bool = typer.Option(True, "--normalize/--no-normalize", help="Scale vectors to unit length."),
     dtype: str = DTYPE,
     json: bool = JSON,
@@ -98,8 +94,5 @@ def _cosines(vectors: np.ndarray) -> str:
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     numbers = [str(number) for number in range(1, len(vectors) + 1)]
     rows = [["cosine", *numbers]]
-    rows += [
-        [number, *(f"{value:.3f}" for value in row)]
-        for number, row in zip(numbers, unit @ unit.T, strict=True)
-    ]
+    rows += [[number, *(f"{value:.3f}" for value in row)] for number, row in zip(numbers, unit @ unit.T, strict=True)]
     return table(rows, frozenset(range(len(rows[0]))))

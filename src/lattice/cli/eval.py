@@ -21,9 +21,7 @@ def register(app: typer.Typer) -> None:
         epilog=example("lattice eval ppl --file text.txt --chunks 40"),
     )  # fmt: skip
     group.callback()(lambda: None)
-    group.command("ppl", epilog=example("lattice eval ppl --model smollm2-135m --file text.txt --chunks 40"))(
-        ppl
-    )
+    group.command("ppl", epilog=example("lattice eval ppl --model smollm2-135m --file text.txt --chunks 40"))(ppl)
     app.add_typer(group, name="eval")
 
 

@@ -26,9 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command(
         "run",
         short_help="Answer one prompt.",
-        epilog=example(
-            'lattice run "Why is the sky blue?"', 'lattice run --raw --max-tokens 20 "Once upon a time"'
-        ),
+        epilog=example('lattice run "Why is the sky blue?"', 'lattice run --raw --max-tokens 20 "Once upon a time"'),
     )(run)
 
 

@@ -48,9 +48,7 @@ class DType:
         if self.block == 1:
             return shape
         if not shape or shape[-1] % self.block:
-            raise expected(
-                f"dtype {self.name}", f"rows of a multiple of {self.block} values", f"shape {shape}"
-            )
+            raise expected(f"dtype {self.name}", f"rows of a multiple of {self.block} values", f"shape {shape}")
         return (*shape[:-1], shape[-1] // self.block, self.nbytes)
 
     def __repr__(self) -> str:
@@ -107,9 +105,7 @@ class Array:
         [[4.0, 5.0], [0.0, 1.0]]
         """
         if self.ndim < (1 if self.dtype.block == 1 else 2):
-            raise expected(
-                f"Array {self.dtype.name}", "at least one dimension of rows", f"shape {self.shape}"
-            )
+            raise expected(f"Array {self.dtype.name}", "at least one dimension of rows", f"shape {self.shape}")
         data = np.ascontiguousarray(self.data[index])
         return Array(data, self.dtype, (data.shape[0], *self.shape[1:]))
 
@@ -136,9 +132,7 @@ def declare(dtype: DType, unpack: Unpack, pack: Pack | None = None) -> DType:
     return dtype
 
 
-def declare_blocks(
-    name: str, block: int, layout: np.dtype, unpack: Unpack, pack: Pack | None = None
-) -> DType:
+def declare_blocks(name: str, block: int, layout: np.dtype, unpack: Unpack, pack: Pack | None = None) -> DType:
     """Enter a block format whose bytes are described by a packed structured `layout`."""
     return declare(DType(name, block, layout.itemsize, np.dtype(np.uint8)), unpack, pack)
 

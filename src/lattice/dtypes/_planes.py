@@ -42,7 +42,5 @@ def scale_groups(scale: np.ndarray, quants: np.ndarray, out: np.ndarray) -> np.n
     """Write scale (n, groups) times quants (n, values) into `out`; return that as (n, groups, each)."""
     n, groups = scale.shape
     grouped = out.reshape(n, groups, -1)
-    np.multiply(
-        scale[:, :, None], quants.reshape(grouped.shape), out=grouped, casting="unsafe", dtype=np.float32
-    )
+    np.multiply(scale[:, :, None], quants.reshape(grouped.shape), out=grouped, casting="unsafe", dtype=np.float32)
     return grouped

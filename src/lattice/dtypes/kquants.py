@@ -20,9 +20,7 @@ VALUES = 256
 Q2_K_LAYOUT = layout(("scales", "u1", 16), ("quants", "u1", 64), ("scale", "<f2"), ("low", "<f2"))
 Q3_K_LAYOUT = layout(("high", "u1", 32), ("quants", "u1", 64), ("scales", "u1", 12), ("scale", "<f2"))
 Q4_K_LAYOUT = layout(("scale", "<f2"), ("low", "<f2"), ("scales", "u1", 12), ("quants", "u1", 128))
-Q5_K_LAYOUT = layout(
-    ("scale", "<f2"), ("low", "<f2"), ("scales", "u1", 12), ("high", "u1", 32), ("quants", "u1", 128)
-)
+Q5_K_LAYOUT = layout(("scale", "<f2"), ("low", "<f2"), ("scales", "u1", 12), ("high", "u1", 32), ("quants", "u1", 128))
 Q6_K_LAYOUT = layout(("quants", "u1", 128), ("high", "u1", 64), ("scales", "i1", 16), ("scale", "<f2"))
 # `sums` (of each 16 quants) is a shortcut for dot products, not needed to unpack.
 Q8_K_LAYOUT = layout(("scale", "<f4"), ("quants", "i1", 256), ("sums", "<i2", 16))

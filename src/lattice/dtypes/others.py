@@ -14,9 +14,7 @@ from lattice.dtypes._dtype import declare_blocks
 from lattice.dtypes._planes import layout, planes, scale_groups, view
 
 IQ4_NL_LAYOUT = layout(("scale", "<f2"), ("quants", "u1", 16))
-IQ4_XS_LAYOUT = layout(
-    ("scale", "<f2"), ("scales_high", "u1", 2), ("scales_low", "u1", 4), ("quants", "u1", 128)
-)
+IQ4_XS_LAYOUT = layout(("scale", "<f2"), ("scales_high", "u1", 2), ("scales_low", "u1", 4), ("quants", "u1", 128))
 MXFP4_LAYOUT = layout(("exponent", "u1"), ("quants", "u1", 16))
 NVFP4_LAYOUT = layout(("scales", "u1", 4), ("quants", "u1", 32))
 TQ1_0_LAYOUT = layout(("quants", "u1", 48), ("rest", "u1", 4), ("scale", "<f2"))
@@ -51,9 +49,7 @@ def _half_power_of_two(exponent: np.ndarray) -> np.ndarray:
 
 def _unpack_mxfp4(blocks: np.ndarray, out: np.ndarray) -> None:
     block = view(blocks, MXFP4_LAYOUT)
-    np.multiply(
-        _half_power_of_two(block["exponent"])[:, None], _E2M1[planes(block["quants"], 16, 4)], out=out
-    )
+    np.multiply(_half_power_of_two(block["exponent"])[:, None], _E2M1[planes(block["quants"], 16, 4)], out=out)
 
 
 def _half_e4m3(code: np.ndarray) -> np.ndarray:

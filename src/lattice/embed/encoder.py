@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lattice.backends._backend import Backend, Capacity, Plan
-from lattice.backends.cpu import CpuBackend
+from lattice.backends.select import select
 from lattice.embed.batching import Packer, batches
 from lattice.embed.progress import progress
 from lattice.embed.settings import read_settings
@@ -33,9 +33,7 @@ from lattice.tokenizers import Tokenizer
 from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
-STEP_TOKENS = (
-    512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
-)
+STEP_TOKENS = 512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
 SLICE = 4096  # texts tokenised at a time
 
 
@@ -47,23 +45,14 @@ def load_encoder(
     `dimensions` shortens every vector (for models trained for it). Raises LatticeError where the source
     cannot be found, the model is not understood, or the device or dtype is not offered.
     """
-    backend = _backend(device)
+    backend = select(device)
     return Encoder(open_model(resolve(source), family), backend, dtype=dtype, dimensions=dimensions)
-
-
-def _backend(device: str) -> Backend:
-    if device in ("auto", "cpu"):
-        return CpuBackend()
-    hint = "the GPU backend is not in this version" if device == "gpu" else None
-    raise expected("load", "device auto or cpu", device, hint=hint)
 
 
 class Encoder:
     """A loaded encoder: vectors of `dimensions`, texts of at most `max_tokens`. Threads may share it."""
 
-    def __init__(
-        self, opened: OpenModel, backend: Backend, *, dtype: str = "auto", dimensions: int | None = None
-    ):
+    def __init__(self, opened: OpenModel, backend: Backend, *, dtype: str = "auto", dimensions: int | None = None):
         self.config, self.settings = opened.config, read_settings(opened.checkpoint)
         self.hidden_size: int = opened.config.hidden_size
         self.dimensions: int = self.hidden_size
@@ -140,9 +129,7 @@ class Encoder:
         vectors = _finish(vectors, size, normalize)
         return vectors[0] if isinstance(texts, str) else vectors
 
-    def _embed(
-        self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]
-    ) -> None:
+    def _embed(self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]) -> None:
         """Write the pooled vector of every sequence into its row of `vectors`."""
         for batch in batches([len(tokens) for tokens in sequences], self._budget):
             with self._lock:
@@ -162,9 +149,7 @@ class Encoder:
         if not 1 <= len(ids) <= self.positions:
             raise expected("hidden", f"1 to {self.positions} tokens", len(ids))
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
-            raise expected(
-                "hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}"
-            )
+            raise expected("hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}")
         with self._lock:
             plan, packer = self._plan("hidden")
             return plan.run(packer.step([ids]))["hidden"]
@@ -191,20 +176,14 @@ class Encoder:
     def _size(self, dimensions: int | None) -> int:
         if dimensions is None:
             return self.dimensions
-        if (
-            isinstance(dimensions, bool)
-            or not isinstance(dimensions, int)
-            or not 1 <= dimensions <= self.hidden_size
-        ):
+        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
             raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
         return dimensions
 
     def _prompt(self, name: str | None) -> str:
         prompt = self.settings.prompt(name)
         if prompt and not self.settings.pool_prompt:
-            raise expected(
-                "encode", "a model that pools its prompt", "include_prompt false in its pooling config"
-            )
+            raise expected("encode", "a model that pools its prompt", "include_prompt false in its pooling config")
         return prompt
 
     def _need_texts(self) -> Texts:

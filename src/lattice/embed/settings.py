@@ -36,9 +36,7 @@ class Settings:
     pooling: str | None = None  # "mean", "cls" or "last"; None: `pooling_missing` says why
     pooling_missing: str = "no 1_Pooling/config.json"
     pool_prompt: bool = True  # whether the tokens of a prompt take part in pooling
-    normalized: bool = (
-        False  # the model ends in a Normalize module: its vectors are meant to have unit length
-    )
+    normalized: bool = False  # the model ends in a Normalize module: its vectors are meant to have unit length
     max_tokens: int | None = None  # None: as many as the model has positions
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -48,9 +46,7 @@ class Settings:
         """Return the pooling mode, or raise naming the file that should say it."""
         if self.pooling is None:
             hint = "hidden(tokens) works without pooling"
-            raise expected(
-                where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint
-            )
+            raise expected(where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint)
         return self.pooling
 
     def prompt(self, name: str | None) -> str:
@@ -155,9 +151,7 @@ def _prompts(config: Mapping[str, Any]) -> dict[str, Any]:
     if not strings:
         raise expected(where, "prompts, an object of texts", repr(prompts)[:80], kind=FormatError)
     if default is not None and default not in prompts:
-        raise expected(
-            where, f"default_prompt_name among {', '.join(prompts) or 'no prompts'}", repr(default)[:40]
-        )
+        raise expected(where, f"default_prompt_name among {', '.join(prompts) or 'no prompts'}", repr(default)[:40])
     similarity = config.get("similarity_fn_name")
     if similarity not in (None, "cosine", "dot", "euclidean", "manhattan"):
         raise expected(where, "similarity_fn_name cosine, dot, euclidean or manhattan", repr(similarity)[:40])

@@ -47,7 +47,7 @@ def open_texts(checkpoint: Checkpoint, settings: Settings, max_tokens: int) -> T
     try:
         return Texts(_tokenizer(checkpoint), settings, max_tokens)
     except LatticeError as error:
-        return error
+        return error.with_traceback(None)  # kept for long: its frames need not be
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

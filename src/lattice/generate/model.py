@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lattice.backends.cpu import CpuBackend
+from lattice.backends.select import select
 from lattice.errors import expected
 from lattice.generate.cache import Sequence as Pages
 from lattice.generate.conversation import Conversation
@@ -39,15 +40,8 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", conte
     most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype or context is not offered.
     """
-    backend = _backend(device)
+    backend = select(device)
     return LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context)
-
-
-def _backend(device: str) -> CpuBackend:
-    if device in ("auto", "cpu"):
-        return CpuBackend()
-    hint = "the GPU backend is not in this version" if device == "gpu" else None
-    raise expected("load", "device auto or cpu", repr(device), hint=hint)
 
 
 class LanguageModel:

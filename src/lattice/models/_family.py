@@ -1,7 +1,8 @@
 """What a model file offers, and how it is found. A family is one file named after config.json's `model_type`.
 
 It defines:
-    Config      a frozen dataclass with the checkpoint's keys; `Config.read(dict, strict)`, `Config.from_gguf(metadata, tensors)`
+    Config      a frozen dataclass with the checkpoint's keys; made by `Config.read(dict, strict)` or
+                `Config.from_gguf(metadata, tensors)`
     Model       Model(config): Model()(step, state) -> (hidden, state); `head(hidden)` -> logits where there is one;
                 `state_shapes(pages)` -> one KV of shapes a layer
     spellings   spellings(name) -> the names under which checkpoints may hold the parameter, the usual one first

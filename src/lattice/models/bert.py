@@ -1,6 +1,6 @@
 """BERT (Devlin et al., 2018, arXiv:1810.04805): MiniLM, BGE and other text encoders built like it.
 
-Post-norm encoder: learned positions, full attention, GELU feed-forward. The pooler and task heads of a checkpoint are not used.
+Post-norm encoder: learned positions, full attention, GELU feed-forward. Poolers and task heads are not used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.errors import expected
-from lattice.nn import ACTIVATION_KINDS, Activation, Block, Embedding, LayerNorm, Linear, Module, check_config, read_config
+from lattice.nn import (
+    ACTIVATION_KINDS,
+    Activation,
+    Block,
+    Embedding,
+    LayerNorm,
+    Linear,
+    Module,
+    check_config,
+    read_config,
+)
 from lattice.ops import add, attention
 from lattice.step import Step
 

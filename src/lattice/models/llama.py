@@ -13,7 +13,16 @@ import numpy as np
 
 from lattice.errors import expected
 from lattice.nn import (
-    ACTIVATION_KINDS, KV, Attention, Embedding, GatedMLP, Linear, Module, RMSNorm, check_config, inverse_frequencies,
+    ACTIVATION_KINDS,
+    KV,
+    Attention,
+    Embedding,
+    GatedMLP,
+    Linear,
+    Module,
+    RMSNorm,
+    check_config,
+    inverse_frequencies,
     read_config,
 )  # fmt: skip
 from lattice.ops import add, rope_angles
@@ -77,7 +86,7 @@ class Config:
             "num_key_value_heads": get("attention.head_count_kv"), "head_dim": get("attention.key_length"),
             "max_position_embeddings": get("context_length"), "rope_scaling": scaling,
             "rms_norm_eps": get("attention.layer_norm_rms_epsilon"), "rope_theta": get("rope.freq_base"),
-            "rope_factors": tensors["rope_freqs.weight"] if "rope_freqs.weight" in tensors else None,
+            "rope_factors": tensors.get("rope_freqs.weight"),
             "tie_word_embeddings": "output.weight" not in tensors, "attention_bias": "blk.0.attn_q.bias" in tensors,
             "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         })  # fmt: skip

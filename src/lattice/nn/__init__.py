@@ -7,6 +7,6 @@ from lattice.nn.module import Block, Module
 from lattice.nn.rotary import inverse_frequencies
 
 __all__ = [
-    "ACTIVATION_KINDS", "KV", "Activation", "Attention", "Block", "Embedding", "GatedMLP", "LayerNorm", "Linear", "Module",
-    "RMSNorm", "check_config", "inverse_frequencies", "read_config",
+    "ACTIVATION_KINDS", "KV", "Activation", "Attention", "Block", "Embedding", "GatedMLP", "LayerNorm", "Linear",
+    "Module", "RMSNorm", "check_config", "inverse_frequencies", "read_config",
 ]  # fmt: skip

@@ -13,14 +13,15 @@ from lattice.nn.layers import ACTIVATION_KINDS
 C = TypeVar("C", bound=Any)
 
 # Keys that say nothing about the forward computation, whatever their value.
-IGNORABLE = frozenset(
-    """architectures model_type transformers_version torch_dtype dtype _name_or_path name_or_path use_cache
-    bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id initializer_range
-    attention_dropout hidden_dropout_prob attention_probs_dropout_prob classifier_dropout id2label label2id
-    problem_type gradient_checkpointing return_dict output_attentions output_hidden_states pretraining_tp
-    chunk_size_feed_forward finetuning_task auto_map task_specific_params num_labels unsloth_version
-    unsloth_fixed""".split()
-)
+IGNORABLE = frozenset({
+    "architectures", "model_type", "transformers_version", "torch_dtype", "dtype", "_name_or_path", "name_or_path",
+    "use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id",
+    "decoder_start_token_id", "initializer_range", "attention_dropout", "hidden_dropout_prob",
+    "attention_probs_dropout_prob", "classifier_dropout", "id2label", "label2id", "problem_type",
+    "gradient_checkpointing", "return_dict", "output_attentions", "output_hidden_states", "pretraining_tp",
+    "chunk_size_feed_forward", "finetuning_task", "auto_map", "task_specific_params", "num_labels",
+    "unsloth_version", "unsloth_fixed",
+})  # fmt: skip
 
 
 def read_config(

@@ -1,10 +1,10 @@
 """The op set: about forty operations, coarse on purpose, each one block with its NumPy reference.
 
-    basic      add mul activation gated_activation take_rows        embedding   embedding
-    linear     linear, project (its fused form)                     rope        rope_angles rope
-    norm       rms_norm layer_norm                                  pool        pool normalize
-    attention  attention append_kv paged_attention                  loss        cross_entropy
-    sample     sample
+basic      add mul activation gated_activation take_rows        embedding   embedding
+linear     linear, project (its fused form)                     rope        rope_angles rope
+norm       rms_norm layer_norm                                  pool        pool normalize
+attention  attention append_kv paged_attention                  loss        cross_entropy
+sample     sample
 """
 
 from lattice.ops._op import REGISTRY, Draw, Drawn, Op, Parameter, Sample, Shape, Symbol, op, shape_of

@@ -43,7 +43,10 @@ def _spans(step):
 
 @op
 def attention(q, k, v, step, *, head_dim, causal, scale, window=0):
-    """Attend within each sequence of the step; no state.      q: (T, heads * head_dim)   k, v: (T, kv_heads * head_dim)"""
+    """Attend within each sequence of the step, without state.
+
+    q: (T, heads * head_dim)   k, v: (T, kv_heads * head_dim)   ->   (T, heads * head_dim)
+    """
     out = np.zeros(q.shape, q.dtype)
     for span in _spans(step):
         index = np.arange(span.stop - span.start)
@@ -109,7 +112,7 @@ def _(dy, q, k, v, step, *, head_dim, causal, scale, window):
 def append_kv(k_pages, v_pages, k, v, step):
     """Write the step's keys and values to their pages; returns the new version of both pools.
 
-        k_pages: (pages, kv_heads, head_dim, 64)   v_pages: (pages, kv_heads, 64, head_dim)   k, v: (T, kv_heads * head_dim)
+    k_pages: (pages, kv_heads, head_dim, 64)   v_pages: (pages, kv_heads, 64, head_dim)   k, v: (T, kv_heads * head_dim)
     """
     kv_heads, head_dim = k_pages.shape[1:3]
     for s, span in enumerate(_spans(step)):

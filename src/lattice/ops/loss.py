@@ -18,7 +18,7 @@ def _log_softmax(logits):
 def cross_entropy(logits, targets):
     """Return the mean of -log softmax(logits)[target] over the rows whose target is not -100.
 
-        logits: (R, vocab)   targets: (R,) int32   ->   (1,)        no row counts: 0
+    logits: (R, vocab)   targets: (R,) int32   ->   (1,)        no row counts: 0
     """
     counted = np.flatnonzero(targets != IGNORED)
     picked = _log_softmax(logits[counted])[np.arange(len(counted)), targets[counted]]

@@ -72,4 +72,6 @@ def _(needs, dy, x, angles, *, head_dim, interleaved, inverse):
 def _(draw):
     for rows, heads, head_dim, h in ((1, 1, 2, 1), (3, 3, 8, 4), (5, 2, 64, 32), (2, 2, 20, 5)):
         for attributes in ({}, {"interleaved": True}, {"inverse": True}):
-            yield draw.sample(draw.rows(rows, heads * head_dim), draw.rows(rows, 2 * h), head_dim=head_dim, **attributes)
+            yield draw.sample(
+                draw.rows(rows, heads * head_dim), draw.rows(rows, 2 * h), head_dim=head_dim, **attributes
+            )

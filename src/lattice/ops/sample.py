@@ -1,7 +1,7 @@
 """From logits to tokens: penalty, temperature, top-k, min-p, top-p and the draw, in this order.
 
 Random numbers are a hash of (seed, position), so a token depends on nothing but its row: not on the rows beside it, nor
-on the backend, nor on how often a step was repeated. The hash is the finaliser of splitmix64 (Steele, Lea and Flood, 2014).
+on the backend, nor on how often a step was repeated. The hash is splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations

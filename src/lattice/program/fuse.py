@@ -6,7 +6,7 @@
     residual     add(x, linear(...))  or  add(linear(...), x)
     norm         project(norm(x), ...) where nothing else reads the normalised x
 
-The patterns are tried in this order, each over the whole program. They are applied only where the backend has `project`.
+The patterns are tried in one fixed order, each over the whole program, and only where the backend has `project`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,7 @@ from lattice.step import Sampling, Step
 def show(program: Program) -> str:
     """Return the readable text of a program; weights and step inputs appear where they are used."""
     lines = [
-        f"{symbol.kind:<7} {symbol.name}   {format_shape(symbol.shape)}"
-        for symbol in program.of_kind("input", "state")
+        f"{symbol.kind:<7} {symbol.name}   {format_shape(symbol.shape)}" for symbol in program.of_kind("input", "state")
     ]
     lines += [show_node(node) for node in program.nodes]
     lines.append("return " + ", ".join(f"{name}={symbol.name}" for name, symbol in program.outputs.items()))

@@ -43,9 +43,7 @@ class Budget(threading.local):
         # A busy machine must not refuse honest templates, so past the deadline the thread's own time decides;
         # asking for it is a system call, asking for the time is not.
         if time.perf_counter() > self.deadline and time.thread_time() > self.limit:
-            self.deadline = self.limit = float(
-                "-inf"
-            )  # should the exception be lost, the next check raises again
+            self.deadline = self.limit = float("-inf")  # should the exception be lost, the next check raises again
             raise Stop(f"a template that ends within {self.seconds * 1000:.0f} ms", "one that runs longer")
 
     def take(self, size: int) -> None:

@@ -112,9 +112,7 @@ def _tojson(
         depth += 1
     if weigh(value) // NODE * depth * abs(indentation) > 8 * OUTPUT:
         raise Stop(f"values of at most {OUTPUT} characters", "a larger JSON text")
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _children(value: Any) -> Iterable[Any]:
@@ -357,9 +355,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
                 rest = before(self, rest, kwargs)
             for value in rest:
                 if isinstance(value, (str, list, tuple, dict)) and weigh(value) > OUTPUT:
-                    raise Stop(
-                        f"values of at most {OUTPUT} characters", f"a larger one for the filter {name}"
-                    )
+                    raise Stop(f"values of at most {OUTPUT} characters", f"a larger one for the filter {name}")
             return self._result(function(*first, *rest, **kwargs))
 
         if mark is not None:
@@ -406,9 +402,7 @@ def _before_text(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> 
     return args
 
 
-def _width(
-    limit: int, position: int, keyword: str
-) -> Callable[[Sandbox, _Arguments, dict[str, Any]], _Arguments]:
+def _width(limit: int, position: int, keyword: str) -> Callable[[Sandbox, _Arguments, dict[str, Any]], _Arguments]:
     def before(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
         width = args[position] if len(args) > position else kwargs.get(keyword, 0)
         size = len(width) if isinstance(width, str) else abs(int(width or 0))

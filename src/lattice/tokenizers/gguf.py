@@ -154,18 +154,14 @@ def _pre_tokenizer(name: object) -> PreTokenizer:
         )
         name = "default"
     if not isinstance(name, str) or name not in BY_NAME:
-        raise expected(
-            "tokenizer.ggml.pre", "one of " + ", ".join(sorted(BY_NAME)), repr(name)[:80], kind=FormatError
-        )
+        raise expected("tokenizer.ggml.pre", "one of " + ", ".join(sorted(BY_NAME)), repr(name)[:80], kind=FormatError)
     return BY_NAME[name]
 
 
 def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     value = metadata.get(key)
     listed = (
-        list(value)
-        if value is not None and not isinstance(value, (str, bytes, Mapping)) and _sized(value)
-        else None
+        list(value) if value is not None and not isinstance(value, (str, bytes, Mapping)) and _sized(value) else None
     )
     if listed is None or not all(isinstance(item, str) for item in listed):
         raise expected(key, "an array of strings", type(value).__name__, kind=FormatError)
@@ -212,9 +208,7 @@ def _added(number: int, text: str, kind: int) -> dict[str, Any]:
 def _merge(text: str) -> list[str]:
     at = text.find(" ", 1)  # the first half may itself begin with a space
     if at < 0 or at + 1 == len(text):
-        raise expected(
-            "tokenizer.ggml.merges", "two tokens with a space between", repr(text)[:80], kind=FormatError
-        )
+        raise expected("tokenizer.ggml.merges", "two tokens with a space between", repr(text)[:80], kind=FormatError)
     return [text[:at], text[at + 1 :]]
 
 

@@ -61,17 +61,13 @@ class Tokenizer:
         cut."""
         room = max_tokens - self.count_special
         if room < 0:
-            raise expected(
-                "tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens
-            )
+            raise expected("tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens)
         rows, truncated = [], 0
         for encoding in self._encodings(texts, False):
             if len(encoding.ids) > room:
                 encoding.truncate(room, direction=self.cut)
                 truncated += 1
-            whole = _guarded(
-                "tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding)
-            )
+            whole = _guarded("tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding))
             rows.append([*self.prefix, *whole.ids, *self.suffix])
         return rows, truncated
 
@@ -161,9 +157,7 @@ class Tokenizer:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise expected(
-                    "tokenizer", "text without lone surrogates", f"one at character {error.start}"
-                ) from None
+                raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
         return _guarded(
             "tokenizer",
             "a text that can be tokenised",
@@ -171,9 +165,7 @@ class Tokenizer:
         )
 
 
-def _guarded(
-    where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError
-) -> Result:
+def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError) -> Result:
     """Return `work()`, turning the library's errors into ours; a panic in Rust is a BaseException."""
     try:
         return work()
@@ -186,9 +178,7 @@ def _guarded(
 def parse_library(data: bytes, where: str = "tokenizer.json") -> Library:
     """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it
     is none."""
-    library = _guarded(
-        where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError
-    )
+    library = _guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
     library.no_truncation()
     library.no_padding()
     return library
@@ -266,14 +256,10 @@ def _templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         for item in given:
             named = isinstance(item, dict) and isinstance(item.get("name"), str)
             if not named or not isinstance(item.get("template"), str):
-                raise expected(
-                    "tokenizer_config.json", "chat templates with name and template", item, kind=FormatError
-                )
+                raise expected("tokenizer_config.json", "chat templates with name and template", item, kind=FormatError)
             templates[item["name"]] = item["template"]
     elif given is not None:
-        raise expected(
-            "tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError
-        )
+        raise expected("tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError)
     file = directory / "chat_template.jinja"
     if file.exists():
         data = read_bytes(file, 1 << 20)

@@ -27,9 +27,7 @@ def map_file(path: Path, where: str) -> tuple[mmap.mmap, np.ndarray]:
                 raise expected(where, "a file with a header", "0 bytes", kind=FormatError)
             mapping = mmap.mmap(file.fileno(), status.st_size, access=mmap.ACCESS_READ)
     except OSError as error:
-        raise expected(
-            where, "a readable file", f"{path}: {error.strerror or error}", kind=FormatError
-        ) from None
+        raise expected(where, "a readable file", f"{path}: {error.strerror or error}", kind=FormatError) from None
     return mapping, np.frombuffer(mapping, np.uint8)
 
 

@@ -63,9 +63,7 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
     except _Refused as refused:
         raise expected(where, "strict JSON", str(refused), kind=FormatError) from None
     except RecursionError:
-        raise expected(
-            where, f"JSON of at most {MAX_DEPTH} levels", "deeper nesting", kind=FormatError
-        ) from None
+        raise expected(where, f"JSON of at most {MAX_DEPTH} levels", "deeper nesting", kind=FormatError) from None
     except ValueError as error:  # bad UTF-8, bad syntax, an integer of thousands of digits
         raise expected(where, "valid JSON in UTF-8", str(error)[:200], kind=FormatError) from None
     if not isinstance(value, dict):

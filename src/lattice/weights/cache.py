@@ -99,9 +99,7 @@ def _read_manifest(directory: Path) -> CacheEntry:
         manifest: dict[str, Any] = read_object(directory / MANIFEST, MAX_MANIFEST)
         files = {name: FileRecord(**record) for name, record in manifest["files"].items()}
         numbers = [number for record in files.values() for number in (record.size, record.mtime_ns)]
-        if not all(map(_inside, [*files, manifest["model"]])) or any(
-            type(number) is not int for number in numbers
-        ):
+        if not all(map(_inside, [*files, manifest["model"]])) or any(type(number) is not int for number in numbers):
             raise ValueError("names or numbers out of place")
         path, fetched = directory / FILES / manifest["model"], float(manifest["fetched"])
         return CacheEntry(str(manifest["source"]), directory, path, fetched, files)

@@ -99,14 +99,10 @@ def open_checkpoint(path: Path | str) -> Checkpoint:
         files = _safetensors_of(path)
         return Checkpoint("safetensors", path, path, config, dict(files.metadata), files)
     if path.suffix in PICKLED:
-        raise expected(
-            path.name, "safetensors or GGUF", "a pickled file", hint=_PICKLE_HINT, kind=FormatError
-        )
+        raise expected(path.name, "safetensors or GGUF", "a pickled file", hint=_PICKLE_HINT, kind=FormatError)
     if path.suffix == ".safetensors":
         hint = f"open its directory: {path.parent}"
-        raise expected(
-            path.name, "a model directory or a .gguf file", "one weight file", hint=hint, kind=FormatError
-        )
+        raise expected(path.name, "a model directory or a .gguf file", "one weight file", hint=hint, kind=FormatError)
     if not path.is_file():
         raise expected(str(path), "a model directory or a .gguf file", "no such path", kind=FormatError)
     gguf = GGUFFile(path)

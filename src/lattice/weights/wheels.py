@@ -40,9 +40,7 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?(?:==[A-Za
 def check_requirement(text: str) -> str:
     """Return a distribution name with an optional `==version`; options, URLs and all else are refused."""
     if not _REQUIREMENT.fullmatch(text):
-        raise expected(
-            "source", "pypi:distribution or pypi:distribution==version", repr(text)[:80], kind=SourceError
-        )
+        raise expected("source", "pypi:distribution or pypi:distribution==version", repr(text)[:80], kind=SourceError)
     return text
 
 
@@ -82,9 +80,7 @@ def download(requirement: str, scratch: Path) -> Path:
     code, said = run_command(command)
     if code:
         hint = "is the name right, and does pip's own configuration reach an index?"
-        raise expected(
-            f"pypi:{requirement}", "a wheel", f"exit code {code}: {said}", hint=hint, kind=SourceError
-        )
+        raise expected(f"pypi:{requirement}", "a wheel", f"exit code {code}: {said}", hint=hint, kind=SourceError)
     if not has_pip():
         return scratch
     wheels = sorted(scratch.glob("*.whl"))
@@ -112,9 +108,7 @@ def _checked_entries(archive: zipfile.ZipFile, size: int, where: str) -> list[zi
         parts = name.removesuffix("/").split("/")
         odd = "\\" in name or ":" in name or not name.isprintable() or len(name) > 400
         if odd or any(part in ("", ".", "..") for part in parts):
-            raise expected(
-                where, "entries inside the archive's directory", repr(name)[:120], kind=FormatError
-            )
+            raise expected(where, "entries inside the archive's directory", repr(name)[:120], kind=FormatError)
         if name.casefold() in seen:
             raise expected(where, "entries once each", repr(name)[:120], kind=FormatError)
         seen.add(name.casefold())
@@ -136,9 +130,7 @@ def _recorded_digests(archive: zipfile.ZipFile, where: str) -> dict[str, str]:
     for info in archive.infolist():
         if re.fullmatch(r"[^/]+\.dist-info/RECORD", info.filename):
             if info.file_size > MAX_RECORD:
-                raise expected(
-                    where, f"a RECORD of at most {MAX_RECORD} bytes", info.file_size, kind=FormatError
-                )
+                raise expected(where, f"a RECORD of at most {MAX_RECORD} bytes", info.file_size, kind=FormatError)
             text = archive.read(info).decode("utf-8", "replace")
             for row in csv.reader(io.StringIO(text)):
                 if len(row) == 3 and row[1].startswith("sha256="):
@@ -206,9 +198,7 @@ def take_tree(tree: Path, files: Path, progress: Progress | None = None) -> dict
                 continue
             target = files / relative
             if target.exists():
-                raise expected(
-                    tree.name, "files once each", f"{relative} in two distributions", kind=FormatError
-                )
+                raise expected(tree.name, "files once each", f"{relative} in two distributions", kind=FormatError)
             target.parent.mkdir(parents=True, exist_ok=True)
             with open(path, "rb") as source:
                 size = os.fstat(source.fileno()).st_size
@@ -227,9 +217,7 @@ def _join_parts(files: Path, digests: dict[str, str], where: str, progress: Prog
         number = int(match["number"])
         bases.add(match["base"])
         if number in numbered:
-            raise expected(
-                where, "each part once", f"part {number} in {numbered[number]} and {name}", kind=FormatError
-            )
+            raise expected(where, "each part once", f"part {number} in {numbered[number]} and {name}", kind=FormatError)
         numbered[number] = name
     if not numbered:
         return

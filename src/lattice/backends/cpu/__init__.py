@@ -8,7 +8,7 @@ from functools import cache
 import numpy as np
 
 from lattice.backends._backend import Backend, Capacity
-from lattice.backends.cpu.native import core, cores, best_target, targets
+from lattice.backends.cpu.native import best_target, core, cores, targets
 from lattice.backends.cpu.plan import STORAGE, CpuPlan, run_plans
 from lattice.backends.cpu.weights import CpuWeights, load_weights
 from lattice.dtypes import Array
@@ -34,7 +34,9 @@ class CpuBackend(Backend):
 
     def state(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         storage = np.dtype(STORAGE[dtype])
-        return self.core.memory(int(np.prod(shape)) * storage.itemsize).array(0, shape, storage)
+        # Pools are used sparsely: with huge pages the first token would zero megabytes in every layer.
+        memory = self.core.memory(int(np.prod(shape)) * storage.itemsize, huge=False)
+        return memory.array(0, shape, storage)
 
     def compile(
         self,

@@ -46,7 +46,7 @@ SIGNATURES = {
     "lattice_error": (c_char_p, ()),
     "lattice_target": (c_char_p, ()),
     "lattice_best_target": (c_char_p, ()),
-    "lattice_alloc": (c_void_p, (c_int64,)),
+    "lattice_alloc": (c_void_p, (c_int64, c_int32)),
     "lattice_free": (None, (c_void_p, c_int64)),
     "lattice_pool_new": (c_void_p, (c_int32,)),
     "lattice_pool_free": (None, (c_void_p,)),
@@ -111,9 +111,9 @@ class Core:
         """Return the core's last error as an exception."""
         return expected("cpu", wanted, (self.functions.lattice_error() or b"failure").decode())
 
-    def memory(self, size: int) -> Memory:
-        """Return `size` zeroed bytes, aligned for vectors, in huge pages where the system grants them."""
-        return Memory(self, size)
+    def memory(self, size: int, *, huge: bool = True) -> Memory:
+        """Return `size` zeroed bytes, aligned for vectors, in huge pages where asked for and granted."""
+        return Memory(self, size, huge)
 
     def read_bandwidth(self, size: int = 256 << 20) -> float:
         """Return the bytes a second that all threads together read from a buffer of `size` bytes."""
@@ -129,9 +129,9 @@ def core(target: str, threads: int) -> Core:
 class Memory:
     """Native memory that lives as long as this object and every array made from it."""
 
-    def __init__(self, owner: Core, size: int):
+    def __init__(self, owner: Core, size: int, huge: bool):
         self.size, self.free = max(size, 64), owner.functions.lattice_free
-        self.address = owner.functions.lattice_alloc(self.size)
+        self.address = owner.functions.lattice_alloc(self.size, huge)
         if not self.address:
             raise expected("cpu", "free memory", f"none for {size / 1e6:.0f} MB", hint="lower the context length")
 

@@ -171,8 +171,8 @@ class CpuPlan(Plan):
 
 def run_plans(plans: Sequence[CpuPlan]) -> None:
     """Run plans whose inputs are written, one after another, in one native call."""
-    handles = (ctypes.c_void_p * len(plans))(*(plan.handle for plan in plans))
-    counts = (ctypes.c_int32 * (3 * len(plans)))(*(int(n) for plan in plans for n in plan.counts))
+    handles = (ctypes.c_void_p * len(plans))(*[plan.handle for plan in plans])
+    counts = (ctypes.c_int32 * (3 * len(plans)))(*[n for plan in plans for n in plan.counts.tolist()])
     core = plans[0].core
     if core.functions.lattice_plan_run(handles, counts, len(plans)) < 0:
         raise core.error("a step that runs")

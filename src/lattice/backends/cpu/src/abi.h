@@ -62,7 +62,8 @@ LATTICE_API const char* lattice_error(void);                  // last error of t
 LATTICE_API const char* lattice_target(void);                 // this library's target: "scalar", "avx2", "avx512", ...
 LATTICE_API const char* lattice_best_target(void);            // what this processor can run; only asked of "scalar"
 
-LATTICE_API void* lattice_alloc(int64_t bytes);               // 2 MiB-aligned where large, 64 otherwise, huge pages asked for, zeroed
+// Zeroed memory, 64-byte aligned; huge: asks for huge pages, for what is read as a whole.
+LATTICE_API void* lattice_alloc(int64_t bytes, int32_t huge);
 LATTICE_API void lattice_free(void* memory, int64_t bytes);
 
 LATTICE_API void* lattice_pool_new(int32_t threads);          // threads - 1 workers; the caller is the last one

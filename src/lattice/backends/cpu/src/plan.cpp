@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "error.h"
 #include "kernel.h"
 #include "platform.h"
 #include "pool.h"
@@ -25,14 +26,15 @@
 #endif
 
 namespace lattice {
-namespace {
 
-thread_local std::string last_error;
+static thread_local std::string last_error;
 
 int32_t fail(const std::string& message) {
   last_error = message;
   return -1;
 }
+
+namespace {
 
 // Run `body`, which may throw (memory, threads); its result, or `failed` with the message kept for lattice_error.
 template <class Result, class Body> Result guarded(Result failed, Body&& body) {
@@ -221,8 +223,8 @@ const char* lattice_best_target(void) {
 #endif
 }
 
-void* lattice_alloc(int64_t bytes) {
-  void* memory = platform::allocate(bytes);
+void* lattice_alloc(int64_t bytes, int32_t huge) {
+  void* memory = platform::allocate(bytes, huge != 0);
   if (!memory) fail("[cpu.alloc] expected memory for " + std::to_string(bytes) + " bytes, got none");
   return memory;
 }
@@ -268,7 +270,7 @@ int32_t lattice_plan_profile(void* plan, const int32_t* counts, double* seconds)
 
 double lattice_read_bandwidth(void* pool, int64_t bytes) {
   bytes = std::max<int64_t>(bytes, 1 << 20) / 256 * 256;
-  uint64_t* words = static_cast<uint64_t*>(lattice_alloc(bytes));
+  uint64_t* words = static_cast<uint64_t*>(lattice_alloc(bytes, 1));
   if (!pool || !words) return -1;
   double best = -1;
   try {

@@ -56,10 +56,12 @@ inline void leave_core(int) {}
 constexpr int64_t huge_page = int64_t(2) << 20;
 constexpr int64_t line = 64;           // bytes of a cache line, and the alignment of every buffer
 
-// Zeroed memory aligned to 64 bytes; from 2 MiB on aligned to 2 MiB, and huge pages are asked for. nullptr: none left.
-inline void* allocate(int64_t bytes) {
+// Zeroed memory aligned to 64 bytes, from 2 MiB on to 2 MiB; `huge` asks for huge pages there. nullptr: none left.
+// Huge pages are for what is read as a whole: of a sparsely used pool the first touch would zero 2 MiB at each place.
+inline void* allocate(int64_t bytes, bool huge = true) {
   if (bytes < 0) return nullptr;
 #if defined(_WIN32)
+  (void)huge;
   if (bytes >= huge_page) return VirtualAlloc(nullptr, size_t(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
   size_t size = size_t((bytes + line) / line * line);
   void* memory = _aligned_malloc(size, line);
@@ -75,7 +77,7 @@ inline void* allocate(int64_t bytes) {
     uintptr_t end = base + whole, aligned_end = aligned + size;
     if (end > aligned_end) munmap(reinterpret_cast<void*>(aligned_end), end - aligned_end);
 #if defined(MADV_HUGEPAGE)
-    madvise(reinterpret_cast<void*>(aligned), size, MADV_HUGEPAGE);   // a wish; refusal changes speed only
+    madvise(reinterpret_cast<void*>(aligned), size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);   // a wish: only speed
 #endif
     return reinterpret_cast<void*>(aligned);
   }

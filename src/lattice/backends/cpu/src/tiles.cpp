@@ -8,6 +8,7 @@
 #include <cstring>
 #include <vector>
 
+#include "error.h"
 #include "pool.h"
 #include "simd.h"
 
@@ -160,8 +161,10 @@ int64_t lattice_tiled_bytes(int32_t dtype, int64_t n, int64_t k) {
 
 int32_t lattice_tile(void* pool, int32_t from, const void* source, int32_t to, int64_t n, int64_t k, void* tiles) {
   const DType in = DType(from), out = DType(to);
-  if (lattice_tiled_bytes(from, n, k) < 0 || lattice_tiled_bytes(to, n, k) < 0) return -1;
-  if (is_block(out) && in != out) return -1;   // encoding into blocks is dtypes' work, in Python
+  if (lattice_tiled_bytes(from, n, k) < 0 || lattice_tiled_bytes(to, n, k) < 0)
+    return fail("[cpu.tile] expected a dtype with tiles and whole blocks of k, got k " + std::to_string(k));
+  if (is_block(out) && in != out)   // encoding into blocks is dtypes' work, in Python
+    return fail("[cpu.tile] expected blocks to stay in their format, got another");
   const int64_t panels = round_up(n, panel_rows) / panel_rows, size = panel_bytes(out, k);
   std::atomic<int64_t> next{0};
   static_cast<Pool*>(pool)->run([&](int) {
