@@ -51,12 +51,14 @@ class Program:
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     parameters: dict[int, tuple[Parameter, Symbol]] = field(default_factory=dict)  # by id of the parameter
     made: int = 0  # values named so far
+    names: set[str] = field(default_factory=set)  # of the inputs
 
     # ---- inputs ----------------------------------------------------------------------------------------------------
     def input(self, name: str, *shape: Any, dtype: str = "f32", kind: str = "input") -> Symbol:
         """Declare an input of the program."""
-        if any(symbol.name == name for symbol in self.inputs):
+        if name in self.names:
             raise expected("trace", "distinct input names", name)
+        self.names.add(name)
         symbol = Symbol(tuple(shape), dtype if kind != "weight" else "weight", name, kind, self)
         self.inputs.append(symbol)
         return symbol
@@ -134,7 +136,7 @@ class Program:
 
     def with_nodes(self, nodes: Iterable[Node]) -> Program:
         """Return a program of other nodes over the same symbols."""
-        return Program(self.inputs, list(nodes), self.outputs, self.constants, self.parameters, self.made)
+        return Program(self.inputs, list(nodes), self.outputs, self.constants, self.parameters, self.made, self.names)
 
     def __str__(self) -> str:
         from lattice.program.show import show
