@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lattice.dtypes import BY_NAME, F16, Array, dense, encode
-from lattice.errors import LatticeWarning, expected
+from lattice.errors import FormatError, LatticeWarning, expected
 from lattice.weights.checkpoint import Checkpoint, open_checkpoint
 
 F16_LARGEST = 65504.0
@@ -186,13 +186,20 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
     Raises LatticeError for unknown model types, config keys or tensors (the latter two warn if strict=False).
     """
     checkpoint = open_checkpoint(path)
-    if checkpoint.kind == "gguf":
-        found = family(str(checkpoint.metadata.get("general.architecture")))
-        config = found.Config.from_gguf(checkpoint.metadata, _Tensors(checkpoint))
-    else:
-        found = family(str(checkpoint.config.get("model_type")))
-        config = found.Config.read(checkpoint.config, strict)
-    model = found.Model(config)
+    gguf = checkpoint.kind == "gguf"
+    found = family(
+        str(checkpoint.metadata.get("general.architecture") if gguf else checkpoint.config.get("model_type"))
+    )
+    try:
+        if gguf:
+            config = found.Config.from_gguf(checkpoint.metadata, _Tensors(checkpoint))
+        else:
+            config = found.Config.read(checkpoint.config, strict)
+        model = found.Model(config)
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        # A value of a type or form that the family does not expect: the file's fault, whatever broke on it.
+        got = f"{type(error).__name__}: {error}"
+        raise expected(checkpoint.path.name, "a config of usable values", got, kind=FormatError) from error
     shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
     names = Names(found.spellings, found.IGNORED, found.GGUF, config)
     return OpenModel(checkpoint, found, config, model, map_weights(checkpoint, shapes, names, strict=strict))
