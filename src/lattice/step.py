@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-COUNTS = ("T", "R", "S")
 PAGE_TOKENS = 64  # positions in one K/V page
 
 
@@ -63,6 +62,10 @@ class Step:
             slots=np.zeros(len(lengths), np.int32),
             adapters=np.zeros(total, np.int32),
         )
+
+    def spans(self) -> list[slice]:
+        """Return where each sequence lies among the tokens."""
+        return [slice(a, b) for a, b in zip(self.offsets[:-1], self.offsets[1:], strict=True)]
 
     def counts(self) -> tuple[int, int, int]:
         """Return (T, R, S) of this step."""

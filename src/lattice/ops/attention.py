@@ -37,10 +37,6 @@ def _flat(heads):
     return heads.swapaxes(0, 1).reshape(heads.shape[1], -1)
 
 
-def _spans(step):
-    return [slice(a, b) for a, b in zip(step.offsets[:-1], step.offsets[1:], strict=True)]
-
-
 @op
 def attention(q, k, v, step, *, head_dim, causal, scale, window=0):
     """Attend within each sequence of the step, without state.
@@ -48,7 +44,7 @@ def attention(q, k, v, step, *, head_dim, causal, scale, window=0):
     q: (T, heads * head_dim)   k, v: (T, kv_heads * head_dim)   ->   (T, heads * head_dim)
     """
     out = np.zeros(q.shape, q.dtype)
-    for span in _spans(step):
+    for span in step.spans():
         index = np.arange(span.stop - span.start)
         qh, kh, vh = (_heads(x[span], head_dim) for x in (q, k, v))
         out[span] = _flat(_attend(qh, kh, vh, _visible(index, index, causal, window), scale)[0])
@@ -88,7 +84,7 @@ def _(q, k, v, step, *, head_dim, causal, scale, window):
 def attention_grad(dy, q, k, v, step, *, head_dim, causal, scale, window=0):
     """Gradients of `attention` with respect to q, k and v, recomputing the probabilities."""
     results = tuple(np.zeros(x.shape, x.dtype) for x in (q, k, v))
-    for span in _spans(step):
+    for span in step.spans():
         index = np.arange(span.stop - span.start)
         qh, kh, vh, dh = (_heads(x[span], head_dim) for x in (q, k, v, dy))
         _, p = _attend(qh, kh, vh, _visible(index, index, causal, window), scale)
@@ -115,7 +111,7 @@ def append_kv(k_pages, v_pages, k, v, step):
     k_pages: (pages, kv_heads, head_dim, 64)   v_pages: (pages, kv_heads, 64, head_dim)   k, v: (T, kv_heads * head_dim)
     """
     kv_heads, head_dim = k_pages.shape[1:3]
-    for s, span in enumerate(_spans(step)):
+    for s, span in enumerate(step.spans()):
         positions = np.asarray(step.positions[span])
         pages = np.asarray(step.page_table)[s][positions // PAGE_TOKENS]
         places = positions % PAGE_TOKENS
@@ -166,7 +162,7 @@ def paged_attention(q, k_pages, v_pages, step, *, scale, window=0):
     """
     head_dim = k_pages.shape[2]
     out = np.zeros(q.shape, q.dtype)
-    for s, span in enumerate(_spans(step)):
+    for s, span in enumerate(step.spans()):
         if span.stop == span.start:
             continue
         positions = np.asarray(step.positions[span])

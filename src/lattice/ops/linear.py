@@ -9,7 +9,7 @@ import numpy as np
 
 from lattice.dtypes import dense
 from lattice.ops._op import expect, op
-from lattice.ops.basic import activate
+from lattice.ops.basic import activate, sum_rows
 from lattice.ops.norm import normalize_rows
 
 SIZES = ((1, 1, 1), (1, 33, 64), (3, 17, 33), (7, 48, 96), (64, 40, 40))  # (rows, outputs, inputs)
@@ -75,17 +75,6 @@ def linear_dw(dy, x):
 @linear_dw.shape
 def _(dy, x):
     return (dy[-1], x[-1])
-
-
-@op
-def sum_rows(x):
-    """Return the sum over the leading dimension.      x: (rows, n)   ->   (n,)"""
-    return x.sum(0)
-
-
-@sum_rows.shape
-def _(x):
-    return x[1:]
 
 
 @op

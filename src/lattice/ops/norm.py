@@ -6,6 +6,7 @@ import numpy as np
 
 from lattice.dtypes import dense
 from lattice.ops._op import expect, op
+from lattice.ops.basic import sum_rows
 
 WIDTHS = ((1, 1), (3, 7), (2, 8), (3, 33), (5, 64), (2, 384))
 
@@ -110,7 +111,7 @@ def _(needs, dy, x, weight, bias, *, eps):
     if "weight" in needs:
         yield "weight", layer_norm_dw(dy, x, eps=eps)
     if "bias" in needs:
-        yield "bias", layer_norm_db(dy)
+        yield "bias", sum_rows(dy)
 
 
 @layer_norm.samples
@@ -142,17 +143,6 @@ def layer_norm_dw(dy, x, *, eps):
 @layer_norm_dw.shape
 def _(dy, x, *, eps):
     return x[-1:]
-
-
-@op
-def layer_norm_db(dy):
-    """Gradient of `layer_norm` with respect to bias."""
-    return np.sum(dy.reshape(-1, dy.shape[-1]), 0)
-
-
-@layer_norm_db.shape
-def _(dy):
-    return dy[-1:]
 
 
 def normalize_rows(x, weight, bias, norm, eps):

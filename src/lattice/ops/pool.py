@@ -10,15 +10,11 @@ from lattice.step import Step
 POOLINGS = ("mean", "cls", "last")
 
 
-def _spans(step):
-    return [slice(a, b) for a, b in zip(step.offsets[:-1], step.offsets[1:], strict=True)]
-
-
 @op
 def pool(x, step, *, mode):
     """Reduce each sequence to one row: its mean, its first token (cls) or its last.      (T, n)   ->   (S, n)"""
     reduce = {"mean": lambda rows: rows.mean(0), "cls": lambda rows: rows[0], "last": lambda rows: rows[-1]}[mode]
-    return np.stack([reduce(x[span]) for span in _spans(step)])
+    return np.stack([reduce(x[span]) for span in step.spans()])
 
 
 @pool.shape
@@ -43,7 +39,7 @@ def _(draw):
 def pool_dx(dy, x, step, *, mode):
     """Gradient of `pool`; of x only the shape is used."""
     dx = np.zeros(x.shape, dy.dtype)
-    for row, span in zip(dy, _spans(step), strict=True):
+    for row, span in zip(dy, step.spans(), strict=True):
         if mode == "mean":
             dx[span] = row / (span.stop - span.start)
         else:
