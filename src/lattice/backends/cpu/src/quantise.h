@@ -36,7 +36,7 @@ inline void quantise(const float* x, Quantised& record) {
     store_i8(record.q + i * lanes, q);
     total = total + q;
   }
-  const float sum = reduce_add(total);                                 // whole, at most 4064 in magnitude; or NaN
+  const float sum = reduce_lanes(total);                               // whole, at most 4064 in magnitude; or NaN
   record.d = sum == sum ? largest / 127.0f : sum;
   record.sum = record.d * sum;
   const int32_t whole = sum == sum ? int32_t(sum) : 0;

@@ -1,8 +1,8 @@
 // One vector of floats, `vf`, and the few operations that kernels need: the same source serves every target.
 //
 // lanes: 16 (AVX-512), 8 (AVX2 + FMA + F16C), 8 (scalar: plain C++, and the place to read what each operation means).
-// fma(a, b, c) = a * b + c, rounded once where the target has the instruction (the scalar target rounds twice).
-// reduce_add adds in one fixed tree; max and min return the second operand when the first is not a number.
+// fma(a, b, c) = a * b + c is rounded once everywhere. Sums across lanes run over sixteen partial sums, whatever `lanes`
+// is (reduce_add), so every target gives the same bits. max and min return the second operand when the first is NaN.
 // A further target (NEON) adds one more section with the same names.
 #pragma once
 #include <cmath>
@@ -207,11 +207,18 @@ template <class Body> inline vf each(Body&& body) {
   for (int i = 0; i < lanes; i++) r.v[i] = body(i);
   return r;
 }
+// a * b + c rounded once. The product is exact in double; their sum is rounded to odd, so that only the rounding to float
+// counts (Boldo and Melquiond, "Emulation of FMA", 2008). libm's fmaf is many times slower where there is no instruction.
 inline float fma_one(float a, float b, float c) {
 #if defined(__FP_FAST_FMAF)
   return __builtin_fmaf(a, b, c);
 #else
-  return a * b + c;
+  const double product = double(a) * double(b), sum = product + c, back = sum - product;
+  const double error = (product - (sum - back)) + (c - back);   // what the sum lost, exactly; NaN where it is not finite
+  const uint64_t u = bit_cast<uint64_t>(sum);
+  const bool inexact = error > 0 || error < 0, even = !(u & 1);
+  const uint64_t toward = (error > 0) == (sum > 0) ? uint64_t(1) : ~uint64_t(0);
+  return float(bit_cast<double>(u + (inexact && even ? toward : 0)));
 #endif
 }
 inline vf set1(float x) { return each([&](int) { return x; }); }
@@ -289,7 +296,7 @@ inline __m256 low_half(vf a) {
   return a.v;
 #endif
 }
-inline float reduce_add(vf a) {
+inline float reduce_lanes(vf a) {
   __m256 x = low_half(a);
 #if defined(__AVX512F__)
   x = _mm256_add_ps(x, _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a.v), 1)));
@@ -306,9 +313,19 @@ inline float reduce_max(vf a) {
                         [](__m128 p, __m128 q) { return _mm_max_ps(p, q); });
 }
 #else
-inline float reduce_add(vf a) { return reduce(a, [](float p, float q) { return p + q; }); }
+inline float reduce_lanes(vf a) { return reduce(a, [](float p, float q) { return p + q; }); }
 inline float reduce_max(vf a) { return reduce(a, [](float p, float q) { return p > q ? p : q; }); }
 #endif
+
+// The sum of sixteen partial sums, halves folded onto each other: the same tree on every target. parts: vectors of sixteen.
+constexpr int parts = 16 / lanes;
+inline float reduce_add(const vf (&sums)[parts]) {
+  vf folded[parts];
+  for (int i = 0; i < parts; i++) folded[i] = sums[i];
+  for (int half = parts / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; i++) folded[i] = folded[i] + folded[i + half];
+  return reduce_lanes(folded[0]);
+}
 
 // Partial vectors of halves (what lies past n is zero, or left alone).
 inline vf load_f16_n(const uint16_t* p, int n) {
