@@ -41,11 +41,12 @@ def test_greedy_text_makes_sense(smollm2):
 
 PROMPTS = (
     "The capital of France is", "One, two, three, four, five,", "Once upon a time there was a",
-    "The sky is blue because", "Water boils at", "My favourite book is", "The three primary colours are", "In 1969, people first",
-    "A dog is an animal that", "To make a cup of tea,", "The largest planet of the solar system is",
-    "def add(a, b):\n    return", "Photosynthesis is the process by which", "Dear Sir or Madam,",
-    "The opposite of hot is", "Shakespeare wrote", "The recipe needs two eggs,", "If it rains tomorrow,",
-    "Mathematics is the study of", "The train leaves at noon and",
+    "The sky is blue because", "Water boils at", "My favourite book is", "The three primary colours are",
+    "In 1969, people first", "A dog is an animal that", "To make a cup of tea,",
+    "The largest planet of the solar system is", "def add(a, b):\n    return",
+    "Photosynthesis is the process by which", "Dear Sir or Madam,", "The opposite of hot is", "Shakespeare wrote",
+    "The recipe needs two eggs,", "If it rains tomorrow,", "Mathematics is the study of",
+    "The train leaves at noon and",
 )  # fmt: skip
 
 
