@@ -11,6 +11,8 @@
 //   scalar   what it means.
 // bf16 weights have no place here: vdpbf16ps would round the activations too, so they are widened to floats.
 #pragma once
+#include <type_traits>
+
 #include "quantise.h"
 
 namespace lattice {
@@ -149,6 +151,67 @@ LATTICE_INLINE void dot_q4_1(const uint8_t* const (&w)[V], const Quantised* cons
   for (int v = 0; v < V; v++)
     LATTICE_UNROLL
     for (int t = 0; t < T; t++) sum[v][t] = {_mm256_cvtepi32_ps(_mm256_madd_epi16(s[v][t], ones))};
+}
+
+#elif defined(__ARM_FEATURE_DOTPROD)
+
+// Sixteen bytes of activations in one register serve four vectors of weights: an instruction names the lane it takes.
+
+template <int V, int T>
+LATTICE_INLINE void dot_q8_0(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
+  const uint8x16_t offset = vdupq_n_u8(128);
+  int32x4_t s[2 * V][T];
+  LATTICE_UNROLL
+  for (int v = 0; v < 2 * V; v++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) s[v][t] = vdupq_n_s32(0);
+  LATTICE_UNROLL
+  for (int half = 0; half < 2; half++) {
+    int8x16_t q[T];
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) q[t] = vld1q_s8(x[t]->q + 16 * half);
+    auto step = [&](auto lane) __attribute__((always_inline)) {
+      LATTICE_UNROLL
+      for (int v = 0; v < 2 * V; v++) {
+        const int8x16_t value = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(w[v / 2] + 64 * (4 * half + lane) + 16 * (v % 2)), offset));
+        LATTICE_UNROLL
+        for (int t = 0; t < T; t++) s[v][t] = vdotq_laneq_s32(s[v][t], value, q[t], lane);
+      }
+    };
+    step(std::integral_constant<int, 0>()), step(std::integral_constant<int, 1>());
+    step(std::integral_constant<int, 2>()), step(std::integral_constant<int, 3>());
+  }
+  LATTICE_UNROLL
+  for (int v = 0; v < V; v++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) sum[v][t] = {vcvtq_f32_s32(s[2 * v][t]), vcvtq_f32_s32(s[2 * v + 1][t])};
+}
+
+template <int V, int T>
+LATTICE_INLINE void dot_q4_1(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
+  int32x4_t s[2 * V][T];
+  LATTICE_UNROLL
+  for (int v = 0; v < 2 * V; v++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) s[v][t] = vdupq_n_s32(0);
+  int8x16_t a[T], b[T];
+  LATTICE_UNROLL
+  for (int t = 0; t < T; t++) a[t] = vld1q_s8(x[t]->q), b[t] = vld1q_s8(x[t]->q + 16);
+  auto step = [&](auto lane) __attribute__((always_inline)) {
+    LATTICE_UNROLL
+    for (int v = 0; v < 2 * V; v++) {
+      const uint8x16_t both = vld1q_u8(w[v / 2] + 64 * lane + 16 * (v % 2));
+      const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(both, vdupq_n_u8(15))), high = vreinterpretq_s8_u8(vshrq_n_u8(both, 4));
+      LATTICE_UNROLL
+      for (int t = 0; t < T; t++) s[v][t] = vdotq_laneq_s32(vdotq_laneq_s32(s[v][t], low, a[t], lane), high, b[t], lane);
+    }
+  };
+  step(std::integral_constant<int, 0>()), step(std::integral_constant<int, 1>());
+  step(std::integral_constant<int, 2>()), step(std::integral_constant<int, 3>());
+  LATTICE_UNROLL
+  for (int v = 0; v < V; v++)
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) sum[v][t] = {vcvtq_f32_s32(s[2 * v][t]), vcvtq_f32_s32(s[2 * v + 1][t])};
 }
 
 #else
