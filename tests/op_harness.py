@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 
 from lattice.backends._backend import Capacity
+from lattice.dtypes import DType
 from lattice.ops import REGISTRY, Draw, Drawn, Op, Sample
 from lattice.program import Program
 from lattice.step import Sampling, Step
+
+# Formats that the CPU multiplies and looks up as they are stored, and a length of rows that holds whole blocks of each.
+PLAIN_FORMATS = ("f32", "f16", "bf16")
+BLOCK_FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+FORMATS = PLAIN_FORMATS + BLOCK_FORMATS
+
+
+def fitting(dtype: DType, k: int) -> int:
+    """Return k, a multiple of 32, times what makes it as many blocks of `dtype` as it is blocks of 32."""
+    return k * max(1, dtype.block // 32)
 
 
 def samples(op: Op) -> list[Sample]:

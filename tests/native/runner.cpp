@@ -28,6 +28,7 @@
 
 #include "abi.h"
 #include "simd.h"
+#include "tiles.h"
 
 namespace {
 
@@ -114,8 +115,7 @@ int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::f16: case DType::bf16: return 2;
     case DType::i64: return 8;
-    case DType::q8_0: case DType::q4_1: return 1;
-    default: return 4;
+    default: return lattice::is_block(dtype) ? 1 : 4;
   }
 }
 

@@ -3,6 +3,7 @@
 // This file says what each operation means; simd_<target>.h says how, and simd_scalar.h in plain C++. `lanes` is 16
 // (AVX-512) or 8 (AVX2 + FMA + F16C; NEON; scalar). A further target adds one more such file.
 //
+//   registers                 vectors of `lanes` that registers hold; 0: none
 //   set1(x), zero()           every lane x, or 0
 //   load(p), store(p, a)      `lanes` floats at any address
 //   load_n(p, n), store_n     the first n lanes only, 0 <= n <= lanes: the others are 0, or leave memory alone

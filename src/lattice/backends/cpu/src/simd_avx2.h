@@ -7,6 +7,7 @@
 namespace lattice {
 
 constexpr int lanes = 8;
+constexpr int registers = 16;
 struct vf { __m256 v; };
 struct vmask { __m256 v; };
 

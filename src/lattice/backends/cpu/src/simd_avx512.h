@@ -7,6 +7,7 @@
 namespace lattice {
 
 constexpr int lanes = 16;
+constexpr int registers = 32;
 struct vf { __m512 v; };
 struct vmask { __mmask16 v; };
 

@@ -11,6 +11,7 @@
 namespace lattice {
 
 constexpr int lanes = 8;
+constexpr int registers = 16;
 struct vf { float32x4_t low, high; };
 struct vmask { uint32x4_t low, high; };
 
