@@ -22,7 +22,7 @@ from lattice.models import family
 from lattice.weights.load import open_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-CHECKPOINTS = sorted(path.name for path in GOLDEN.glob("*bert-*"))
+CHECKPOINTS = sorted(path.name for path in GOLDEN.glob("*bert*"))
 SLOWEST_FIRST = {
     "avx512": ("scalar", "avx2", "avx512"),
     "avx2": ("scalar", "avx2"),
