@@ -5,50 +5,25 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoders import BACKENDS, RUNNABLE, arrays, open_encoder, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lattice
-from lattice.backends.cpu import CpuBackend, best_target, targets
-from lattice.backends.reference import ReferenceBackend
-from lattice.embed import Encoder
 from lattice.errors import LatticeError, LatticeWarning
-from lattice.models import family
-from lattice.weights.load import open_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
 CHECKPOINTS = sorted(path.name for path in GOLDEN.glob("*bert*"))
-SLOWEST_FIRST = {
-    "avx512": ("scalar", "avx2", "avx512"),
-    "avx2": ("scalar", "avx2"),
-    "neon": ("scalar", "neon"),
-}
-RUNNABLE = [name for name in SLOWEST_FIRST.get(best_target(), ("scalar",)) if name in targets()]
-BACKENDS = {"reference": ReferenceBackend, **{name: partial(CpuBackend, name) for name in RUNNABLE}}
 TEXTS = ["w1 w2 w3", "w4", "", "w5 w6 w7 w8 w9 w10 w11", "w12 unknown", "w1 w2 w3"]
-
-
-def open_encoder(path, backend="reference", **options):
-    return Encoder(open_model(path, family), BACKENDS[backend](), **options)
 
 
 def checkpoint(name):
     path = GOLDEN / name
     return path / "model.gguf" if (path / "model.gguf").is_file() else path
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ---- hidden states -----------------------------------------------------------------------------------------

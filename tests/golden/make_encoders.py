@@ -194,7 +194,7 @@ TEXTS = (
     "  two  spaces before, one behind ",
     "こんにちは世界, 你好",
     "a text with <pad> and </s> in it",
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune must want a wife.",
+    "It is a truth universally known",
     "привет, мир! 123 4567",
 )
 MODES = ("cls", "mean", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
@@ -276,6 +276,9 @@ def make_embedder(name: str) -> None:
     (directory / "golden.json").write_text(json.dumps(listed, indent=1) + "\n")
     for path in (directory / "README.md", directory / "generation_config.json"):
         path.unlink(missing_ok=True)
+    if max(map(len, listed["tokens"])) >= LONGEST:
+        raise SystemExit(f"{name}: a text that is cut")
+    (directory / "model.safetensors").chmod(0o644)
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     print(f"{name:24} {size / 1000:6.1f} kB  {sorted(path.name for path in directory.iterdir())}")
 

@@ -6,8 +6,8 @@
     config_sentence_transformers.json       prompts
     a GGUF's metadata                       bert.pooling_type (0 none, 1 mean, 2 cls, 3 last)
 
-None of them is required: what is missing is named when it is needed. What is there but not understood is an
-error now.
+None of them is required: what is missing is taken from the table of known models (`known.py`) or else named when it is
+needed. What is there but not understood is an error now.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ class Settings:
 
     pooling: str | None = None  # "mean", "cls" or "last"; None: `pooling_missing` says why
     pooling_missing: str = "no 1_Pooling/config.json"
+    pooling_unsaid: bool = True  # the files are silent; False: they ask for something, understood or not
     pool_prompt: bool = True  # whether the tokens of a prompt take part in pooling
     normalized: bool = False  # the model ends in a Normalize module: its vectors are meant to have unit length
-    max_tokens: int | None = None  # None: as many as the model has positions
+    max_tokens: int | None = None  # what sentence_bert_config.json says
+    table_tokens: int | None = None  # what is known of the model (known.py), for files that do not say
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
@@ -46,6 +48,11 @@ class Settings:
         """Return the pooling mode, or raise naming the file that should say it."""
         if self.pooling is None:
             hint = "hidden(tokens) works without pooling"
+            if self.pooling_unsaid:
+                hint = (
+                    f'write {{"pooling_mode": "mean"}} (or cls, lasttoken: as it was trained) there; {hint}. '
+                    "A known model is recognised by its name on the hub, also as its directory's"
+                )
             raise expected(where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint)
         return self.pooling
 
@@ -81,7 +88,7 @@ def _from_gguf(metadata: Mapping[str, Any]) -> Settings:
     value = metadata.get(key)
     mode = GGUF_POOLINGS.get(value) if isinstance(value, int) else None
     missing = f"no {key} in the GGUF's metadata" if value is None else f"{key} {value}"
-    return Settings(pooling=mode, pooling_missing=missing)
+    return Settings(pooling=mode, pooling_missing=missing, pooling_unsaid=value is None)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -102,7 +109,11 @@ def _modules(directory: Path) -> dict[str, Any]:
                 folder = str(module.get("path", ""))
             normalized |= kind == "Normalize"
         if not folder:
-            return {"pooling_missing": "no Pooling module in modules.json", "normalized": normalized}
+            return {
+                "pooling_missing": "no Pooling module in modules.json",
+                "pooling_unsaid": False,
+                "normalized": normalized,
+            }
     config = inside(directory, folder, "modules.json") / "config.json"
     if not config.is_file():
         return {"pooling_missing": f"no {folder}/config.json", "normalized": normalized}
@@ -133,8 +144,12 @@ def _pooling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         modes = [FLAGS.get(flag, flag) for flag in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         listed = " and ".join(modes) or "none"
-        return {"pooling_missing": f"{listed} in {where}", "pool_prompt": True}
-    return {"pooling": modes[0], "pool_prompt": config.get("include_prompt", True) is not False}
+        return {"pooling_missing": f"{listed} in {where}", "pooling_unsaid": False, "pool_prompt": True}
+    return {
+        "pooling": modes[0],
+        "pooling_unsaid": False,
+        "pool_prompt": config.get("include_prompt", True) is not False,
+    }
 
 
 def _transformer(config: Mapping[str, Any]) -> dict[str, Any]:
