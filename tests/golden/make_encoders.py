@@ -33,6 +33,8 @@ from make_models import edit_config, randomise
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.models import Normalize, Pooling, Transformer
 from transformers import (
+    Qwen3Config,
+    Qwen3Model,
     RobertaConfig,
     RobertaForMaskedLM,
     XLMRobertaConfig,
@@ -198,7 +200,7 @@ TEXTS = (
     "привет, мир! 123 4567",
 )
 MODES = ("cls", "mean", "lasttoken", "max", "mean_sqrt_len_tokens", "weightedmean")
-LONGEST = 40
+LONGEST = 60
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
 
@@ -223,6 +225,45 @@ def training_text() -> list[str]:
     return [*lines[:60], *TEXTS]
 
 
+def byte_level() -> tokenizers.Tokenizer:
+    """Qwen's kind: NFC, its pattern of words, bytes, and, as its embedding models have it, <|endoftext|> behind."""
+    result = tokenizers.Tokenizer(tokenizers.models.BPE())
+    result.normalizer = tokenizers.normalizers.NFC()
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+        r"|\s+(?!\S)|\s+"
+    )
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    result.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [tokenizers.pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated"), level]
+    )
+    result.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=330, initial_alphabet=level.alphabet())
+    result.train_from_iterator(training_text(), trainer)
+    result.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    last = result.token_to_id("<|endoftext|>")
+    result.post_processor = tokenizers.processors.Sequence(
+        [
+            tokenizers.processors.ByteLevel(trim_offsets=False),
+            tokenizers.processors.TemplateProcessing(
+                "$A <|endoftext|>", "$A <|endoftext|> $B <|endoftext|>", special_tokens=[("<|endoftext|>", last)]
+            ),
+        ]
+    )
+    return result
+
+
+def write(directory: Path, model: torch.nn.Module, fast: object, pooling: str, prompts: dict[str, str]) -> None:
+    """Save a random trunk and a tokenizer as sentence-transformers does."""
+    randomise(model)
+    model.save_pretrained(directory)
+    fast.save_pretrained(directory)
+    modules = [Transformer(str(directory), max_seq_length=LONGEST), Pooling(32, pooling_mode=pooling), Normalize()]
+    SentenceTransformer(modules=modules, prompts=prompts, device="cpu").save_pretrained(
+        str(directory), create_model_card=False
+    )
+
+
 def write_xlm_roberta(directory: Path) -> None:
     """A multilingual E5 in small: XLM-RoBERTa, mean, Normalize, "query: " and "passage: "."""
     torch.manual_seed(7)
@@ -230,19 +271,26 @@ def write_xlm_roberta(directory: Path) -> None:
         tokenizer_object=unigram(), bos_token="<s>", eos_token="</s>", cls_token="<s>", sep_token="</s>",
         unk_token="<unk>", pad_token="<pad>", mask_token="<mask>", model_max_length=LONGEST,
     )  # fmt: skip
-    model = XLMRobertaModel(XLMRobertaConfig(**ONE | dict(vocab_size=len(fast), max_position_embeddings=66)))
-    randomise(model)
-    model.save_pretrained(directory)
-    fast.save_pretrained(directory)
-    whole = SentenceTransformer(
-        modules=[Transformer(str(directory), max_seq_length=LONGEST), Pooling(32, pooling_mode="mean"), Normalize()],
-        prompts={"query": "query: ", "passage": "passage: "},
-        device="cpu",
-    )
-    whole.save_pretrained(str(directory), create_model_card=False)
+    config = XLMRobertaConfig(**ONE | dict(vocab_size=len(fast), max_position_embeddings=66))
+    write(directory, XLMRobertaModel(config), fast, "mean", {"query": "query: ", "passage": "passage: "})
 
 
-EMBEDDERS: dict[str, Callable[[Path], None]] = {"xlm-roberta": write_xlm_roberta}
+def write_qwen3(directory: Path) -> None:
+    """A Qwen3-Embedding in small: a bare causal trunk, the last token, Normalize, an instruction before queries."""
+    torch.manual_seed(8)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        model_max_length=LONGEST,
+    )  # fmt: skip
+    config = Qwen3Config(
+        vocab_size=len(fast) + 5, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1, head_dim=12, max_position_embeddings=128, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+    )  # fmt: skip
+    write(directory, Qwen3Model(config), fast, "lasttoken", {"query": "Instruct: find\nQuery:", "document": ""})
+
+
+EMBEDDERS: dict[str, Callable[[Path], None]] = {"xlm-roberta": write_xlm_roberta, "qwen3": write_qwen3}
 
 
 def make_embedder(name: str) -> None:
