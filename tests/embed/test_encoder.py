@@ -70,6 +70,16 @@ def test_a_directory_without_tokenizer_or_pooling_loads_and_says_what_is_missing
         bare.encode("w1")
 
 
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_plans_grow_with_the_texts_and_keep_their_bits(backend):
+    """Causal, so that the states of the first tokens are the same whatever follows; 600 is more than a usual step."""
+    encoder = open_encoder(GOLDEN / "qwen3-tied", backend)
+    tokens = np.random.default_rng(0).integers(0, encoder.config.vocab_size, 1024)
+    whole = {length: encoder.hidden(tokens[:length]) for length in (5, 600, 5, 1023, 512, 513)}
+    longest = encoder.hidden(tokens)
+    assert all(same_bits(states, longest[:length]) for length, states in whole.items())
+
+
 # ---- vectors -----------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", ["mean_tokens", "cls_token", "lasttoken"])

@@ -108,7 +108,8 @@ class Encoder:
     ) -> np.ndarray:
         """Return the vectors of `texts`, (n, dimensions) float32; of one str, (dimensions,).
 
-        `prompt_name` picks one of the model's prompts. A text longer than `max_tokens` is cut, special tokens
+        `prompt_name` picks one of the model's prompts. `normalize=False` gives vectors as they are pooled, also where
+        the model ends in a Normalize module. A text longer than `max_tokens` is cut, special tokens
         kept, and one LatticeWarning says how many were; with truncate=False it is an error. Progress is shown
         when asked for, or for many texts on a terminal.
         """

@@ -25,7 +25,7 @@ from lattice.errors import LatticeWarning
 from lattice.weights import Checkpoint
 
 BGE = "Represent this sentence for searching relevant passages: "
-QWEN = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: "
+QWEN = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"  # no space behind
 
 
 @dataclass(frozen=True)

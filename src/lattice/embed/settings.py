@@ -2,7 +2,7 @@
 
     modules.json                            which steps follow the transformer, and where their folders are
     1_Pooling/config.json                   how token states become one vector
-    sentence_bert_config.json               the longest text, lower case
+    sentence_bert_config.json               the longest text, lower case (old models name it after their own family)
     config_sentence_transformers.json       prompts
     a GGUF's metadata                       bert.pooling_type (0 none, 1 mean, 2 cls, 3 last)
 
@@ -26,6 +26,7 @@ from lattice.weights._json import parse_object
 MAX_MODULES = 1 << 20  # bytes of a modules.json
 GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 FLAGS = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}  # pooling_mode_*, the older form
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")  # of sentence_*_config.json
 PLAIN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -78,7 +79,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings:
     directory = checkpoint.directory
     return Settings(
         **_modules(directory),
-        **_transformer(_optional(directory / "sentence_bert_config.json")),
+        **_transformer(directory),
         **_prompts(_optional(directory / "config_sentence_transformers.json")),
     )
 
@@ -152,10 +153,14 @@ def _pooling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def _transformer(config: Mapping[str, Any]) -> dict[str, Any]:
+def _transformer(directory: Path) -> dict[str, Any]:
+    """Return the settings of the first of its files that is there."""
+    paths = [directory / f"sentence_{family}_config.json" for family in FAMILIES]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    config = _optional(path)
     longest = config.get("max_seq_length")
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
-        raise expected("sentence_bert_config.json", "max_seq_length, a positive number", repr(longest)[:40])
+        raise expected(path.name, "max_seq_length, a positive number", repr(longest)[:40])
     return {"max_tokens": longest, "lower_case": bool(config.get("do_lower_case", False))}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.nn import (
+    ENCODER_IGNORABLE,
     ENCODER_LAYER_GGUF,
     EncoderEmbeddings,
     EncoderStack,
@@ -49,7 +50,7 @@ class Config:
     @classmethod
     def read(cls, data: Mapping[str, Any], strict: bool = True) -> Config:
         """Return the config of a config.json."""
-        return read_config(cls, data, frozenset({"tie_word_embeddings"}), strict=strict)
+        return read_config(cls, data, ENCODER_IGNORABLE, strict=strict)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Config:

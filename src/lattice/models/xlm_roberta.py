@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.errors import expected
-from lattice.nn import EncoderEmbeddings, EncoderStack, Module, check_config, check_encoder, read_config
+from lattice.nn import (
+    ENCODER_IGNORABLE,
+    EncoderEmbeddings,
+    EncoderStack,
+    Module,
+    check_config,
+    check_encoder,
+    read_config,
+)
 from lattice.ops import unpadded_positions
 from lattice.step import Step
 
@@ -53,8 +61,7 @@ class Config:
         before = 1 + (cls.pad_token_id if padding is None else padding)
         positions = data.get("max_position_embeddings")
         texts = (cls.max_position_embeddings if positions is None else positions) - before
-        ignorable = frozenset({"tie_word_embeddings", "output_past"})
-        return read_config(cls, {**data, "max_position_embeddings": texts}, ignorable, strict=strict)
+        return read_config(cls, {**data, "max_position_embeddings": texts}, ENCODER_IGNORABLE, strict=strict)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], tensors: Mapping[str, Any]) -> Config:

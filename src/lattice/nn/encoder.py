@@ -10,6 +10,13 @@ from lattice.nn.module import Block, Module
 from lattice.ops import add, attention
 from lattice.step import Step
 
+# Keys of published config.json files that say nothing about the hidden states: of poolers, tokenizers and generation.
+ENCODER_IGNORABLE = frozenset({
+    "tie_word_embeddings", "tokenizer_class", "directionality", "output_past", "pooler_fc_size", "pooler_type",
+    "pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "length_penalty", "max_length",
+    "num_beams", "num_return_sequences", "repetition_penalty", "temperature", "top_k", "top_p",
+})  # fmt: skip
+
 # A family's parameters of one layer, and GGUF's names of them (BERT and RoBERTa share an architecture there).
 ENCODER_LAYER_GGUF = {
     f"encoder.layer.{{}}.{ours}.{end}": f"blk.{{}}.{theirs}.{end}"
