@@ -13,8 +13,10 @@ import pytest
 from encoders import open_encoder, same_bits
 from tiny_models import write_json
 
+import lattice
+from lattice.embed import encoder as encoder_module
 from lattice.embed import known
-from lattice.embed.known import BGE, MODELS, QWEN, complete, find, recognise
+from lattice.embed.known import BGE, MODELS, QWEN, as_source, complete, find, recognise
 from lattice.embed.settings import Settings
 from lattice.errors import LatticeError, LatticeWarning
 from lattice.weights.sources import ALIASES
@@ -68,10 +70,17 @@ def test_the_table_is_that_of_the_reference():
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
 def test_every_name_of_a_model_is_a_source_of_it(model):
-    for name in (model.name, model.alias):
-        assert ALIASES[name].sources[-1] == f"hf:{model.hub}"
+    assert ALIASES[model.alias].sources[-1] == f"hf:{model.hub}"
+    assert [as_source(name) for name in (model.name, model.hub)] == [model.alias, model.hub]
     for name in (model.name, model.alias, model.hub, model.hub.upper(), model.name.replace("-", "_")):
         assert find(name) is model
+
+
+def test_a_known_model_is_loaded_by_its_own_name(small, bare, monkeypatch):
+    path, asked = bare("entry"), []
+    monkeypatch.setattr(encoder_module, "resolve", lambda source: asked.append(source) or path)
+    encoder = lattice.load_encoder("Bge_small_en v1.5")
+    assert asked == ["bge-small"] and encoder.settings.pooling == "cls"
 
 
 # ---- recognising -------------------------------------------------------------------------------------------

@@ -65,8 +65,9 @@ def embed(
     if query + document + (prompt_name is not None) > 1:
         raise typer.BadParameter("give one of them", param_hint="--query, --document, --prompt-name")
     import lattice
+    from lattice.embed.known import as_source
 
-    fetch(model)
+    fetch(as_source(model))
     with waiting(f"loading {model}"):
         encoder = lattice.load_encoder(
             model, dtype=dtype, dimensions=dimensions

@@ -22,7 +22,7 @@ import numpy as np
 from lattice.backends._backend import Backend, Capacity, Plan
 from lattice.backends.select import select
 from lattice.embed.batching import Packer, batches
-from lattice.embed.known import complete, recognise
+from lattice.embed.known import as_source, complete, recognise
 from lattice.embed.progress import progress
 from lattice.embed.settings import read_settings
 from lattice.embed.texts import Texts, longest, open_texts
@@ -48,7 +48,7 @@ def load_encoder(
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
-    backend, path = select(device), resolve(source)
+    backend, path = select(device), resolve(as_source(str(source)))
     name = None if Path(source).expanduser().exists() else str(source)
     return Encoder(open_model(path, family), backend, dtype=dtype, dimensions=dimensions, source=name)
 

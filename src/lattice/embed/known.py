@@ -8,8 +8,8 @@ as in a directory of only config.json and weights. A model is recognised by name
     config.json's _name_or_path, a GGUF's general.name, the directory's or file's own name: a guess, of which a warning
                                        tells where it decides anything
 
-and never against its width: a row applies only to models of its own number of dimensions. The sources behind the
-aliases are in weights/sources.py.
+and never against its width: a row applies only to models of its own number of dimensions. What is behind the aliases
+is in weights/sources.py.
 """
 
 from __future__ import annotations
@@ -77,6 +77,16 @@ def find(name: str) -> Known | None:
     ('BAAI/bge-small-en-v1.5', 32, None)
     """
     return NAMES.get(re.sub(r"[\s_]+", "-", name.strip().lower()))
+
+
+def as_source(name: str) -> str:
+    """Return the alias of a known model that is called by its own name, and any other name as it is.
+
+    >>> as_source("bge-small-en-v1.5"), as_source("BAAI/bge-small-en-v1.5"), as_source("minilm")
+    ('bge-small', 'BAAI/bge-small-en-v1.5', 'minilm')
+    """
+    known = find(name)
+    return name if known is None or "/" in name or Path(name).exists() else known.alias
 
 
 def recognise(checkpoint: Checkpoint, width: int, source: str | None = None) -> tuple[Known | None, str]:

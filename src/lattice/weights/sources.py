@@ -72,9 +72,6 @@ ALIASES = {
     "qwen3-embedding-4b": Alias(("hf:Qwen/Qwen3-Embedding-4B",)),
     "qwen3.5-0.8b": Alias(("hf:Qwen/Qwen3.5-0.8B",)),
 }
-# A model of the hub also goes by its own name there, in lower case and without the publisher.
-_HUB_SOURCES = [(alias.sources[-1], alias) for alias in ALIASES.values()]
-ALIASES |= {hub.rpartition("/")[2].lower(): alias for hub, alias in _HUB_SOURCES if hub.startswith("hf:")}
 
 
 def home() -> Path:
