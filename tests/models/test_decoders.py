@@ -70,6 +70,13 @@ def test_an_embedding_model_without_prefix_or_head():
         lattice.load(MODELS / "qwen3-embedding")
 
 
+@pytest.mark.parametrize("name", ["qwen3-untied", "gemma3-sliding", "llama-untied"])
+def test_a_tied_head_may_be_stored_twice(tmp_path, name):
+    """Qwen3-0.6B's file has one; transformers ties all the same."""
+    opened = open_model(copy(name, tmp_path, tie_word_embeddings=True), family)
+    assert "lm_head.weight" in opened.checkpoint.names and "lm_head.weight" not in opened.weights
+
+
 @pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
 def test_gemma_as_the_text_part_of_a_multimodal_checkpoint(tmp_path, prefix):
     directory = copy("gemma3-full-first", tmp_path)
