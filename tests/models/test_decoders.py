@@ -21,6 +21,49 @@ from lattice.weights.load import open_model
 MODELS = Path(__file__).parents[1] / "golden" / "models"
 
 
+# What the published config.json files say that is not a default of ours, and some of what is.
+QWEN3_06B = {
+    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 151643,
+    "eos_token_id": 151645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024, "initializer_range": 0.02,
+    "intermediate_size": 3072, "max_position_embeddings": 40960, "max_window_layers": 28, "model_type": "qwen3",
+    "num_attention_heads": 16, "num_hidden_layers": 28, "num_key_value_heads": 8, "rms_norm_eps": 1e-06,
+    "rope_scaling": None, "rope_theta": 1000000, "sliding_window": None, "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16", "use_cache": True, "use_sliding_window": False, "vocab_size": 151936,
+}  # fmt: skip
+GEMMA3_270M = {
+    "_sliding_window_pattern": 6, "architectures": ["Gemma3ForCausalLM"], "attention_bias": False,
+    "attn_logit_softcapping": None, "bos_token_id": 2, "eos_token_id": 1, "final_logit_softcapping": None,
+    "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 640, "intermediate_size": 2048,
+    "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 3, "max_position_embeddings": 32768,
+    "model_type": "gemma3_text", "num_attention_heads": 4, "num_hidden_layers": 18, "num_key_value_heads": 1,
+    "pad_token_id": 0, "query_pre_attn_scalar": 256, "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000.0,
+    "rope_scaling": None, "rope_theta": 1000000.0, "sliding_window": 512, "use_bidirectional_attention": False,
+    "vocab_size": 262144,
+}  # fmt: skip
+GEMMA3_4B = {
+    "architectures": ["Gemma3ForConditionalGeneration"], "boi_token_index": 255999, "eoi_token_index": 256000,
+    "eos_token_id": [1, 106], "image_token_index": 262144, "mm_tokens_per_image": 256, "model_type": "gemma3",
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+    "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+}  # fmt: skip
+
+
+def test_published_configs():
+    qwen = family("qwen3").Config.read(QWEN3_06B)
+    assert qwen.rope_theta == 1e6 and set(qwen.layer_types) == {"full_attention"} and qwen.sliding_window is None
+    small = family("gemma3_text").Config.read(GEMMA3_270M)
+    without_types = {key: value for key, value in GEMMA3_270M.items() if key != "layer_types"}
+    assert family("gemma3_text").Config.read(without_types) == small
+    large = family("gemma3").Config.read(GEMMA3_4B)
+    assert (large.vocab_size, large.num_attention_heads, large.num_key_value_heads) == (262208, 8, 4)
+    assert [i for i, kind in enumerate(large.layer_types) if kind == "full_attention"] == [5, 11, 17, 23, 29]
+    assert large.rope_parameters["full_attention"] == {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
+    assert large.rope_parameters["sliding_attention"] == {"rope_theta": 1e4}
+
+
 def copy(name: str, to: Path, **config: object) -> Path:
     """Copy a golden model, with other config values."""
     directory = shutil.copytree(MODELS / name, to / name)
