@@ -22,7 +22,8 @@ from lattice.step import Step
 
 ALIASES = ("gemma3_text",)
 FULL, SLIDING = nn.LAYER_TYPES
-IGNORED = tuple(prefix + part for prefix in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
+VISION = tuple(prefix + part for prefix in ("", "model.") for part in ("vision_tower.", "multi_modal_projector."))
+IGNORED = (*VISION, "lm_head.", "language_model.lm_head.")  # a tied head may be stored twice
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Model(nn.Module):
         self.lm_head = nn.Linear(c.hidden_size, c.vocab_size, weight=tied)
         self.embedding_scale = c.hidden_size**0.5
         self.inverse_frequencies = {
-            kind: nn.inverse_frequencies(c.head_dim, None, c.rope_parameters[kind]) for kind in set(c.layer_types)
+            kind: nn.inverse_frequencies(c.head_dim, None, c.rope_parameters[kind]) for kind in sorted({*c.layer_types})
         }
 
     def __call__(self, step: Step, state: list[nn.KV] | None = None) -> tuple[Any, list[nn.KV] | None]:

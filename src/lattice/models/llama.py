@@ -17,7 +17,7 @@ from lattice.ops import add, rope_angles
 from lattice.step import Step
 
 ALIASES: tuple[str, ...] = ()
-IGNORED = ("rope_freqs.weight", "model.rotary_emb.", "rotary_emb.")
+IGNORED = ("rope_freqs.weight", "model.rotary_emb.", "rotary_emb.", "lm_head.")  # a tied head may be stored twice
 
 
 @dataclass(frozen=True)
