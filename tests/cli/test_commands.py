@@ -52,6 +52,8 @@ def test_version(cli):
         ["nonsense"],
         ["embed"],
         ["embed", "--nonsense"],
+        ["embed", "--query", "--document", "w1"],
+        ["embed", "--query", "--prompt-name", "query", "w1"],
         ["run"],
         ["pull"],
         ["eval", "ppl"],
@@ -84,6 +86,20 @@ def test_embed_options(cli, encoder):
     got = result_of(cli("embed", "-m", encoder, "--json", "--dimensions", 5, "--no-normalize", "--dtype", "f32", "w1"))
     assert got["dimensions"] == 5
     assert np.array_equal(np.float32(got["embeddings"]), model.encode(["w1"], dimensions=5, normalize=False))
+
+
+def test_embed_prompts(cli, golden):
+    model = golden / "embedders" / "xlm-roberta"
+    encoder, texts = lattice.load_encoder(model), ["a cat", "привет"]
+    for options, wanted in [
+        (["--query"], encoder.encode_query(texts)),
+        (["--document"], encoder.encode_document(texts)),
+        (["--prompt-name", "passage"], encoder.encode(texts, prompt_name="passage")),
+        (["--query", "--dimensions", "8"], encoder.encode_query(texts, dimensions=8)),
+    ]:
+        got = result_of(cli("embed", "-m", model, "--json", *options, *texts))
+        assert np.array_equal(np.float32(got["embeddings"]), wanted)
+    refused(cli("embed", "-m", model, "--prompt-name", "clustering", "a"), "document, passage, query, got 'clustering'")
 
 
 def test_embed_prints_vectors_and_cosines(cli, encoder):

@@ -5,50 +5,25 @@ from __future__ import annotations
 import json
 import threading
 import warnings
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoders import BACKENDS, RUNNABLE, arrays, open_encoder, same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lattice
-from lattice.backends.cpu import CpuBackend, best_target, targets
-from lattice.backends.reference import ReferenceBackend
-from lattice.embed import Encoder
 from lattice.errors import LatticeError, LatticeWarning
-from lattice.models import family
-from lattice.weights.load import open_model
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "models"
-CHECKPOINTS = sorted(path.name for path in GOLDEN.glob("*bert-*"))
-SLOWEST_FIRST = {
-    "avx512": ("scalar", "avx2", "avx512"),
-    "avx2": ("scalar", "avx2"),
-    "neon": ("scalar", "neon"),
-}
-RUNNABLE = [name for name in SLOWEST_FIRST.get(best_target(), ("scalar",)) if name in targets()]
-BACKENDS = {"reference": ReferenceBackend, **{name: partial(CpuBackend, name) for name in RUNNABLE}}
+CHECKPOINTS = sorted(path.name for path in GOLDEN.glob("*bert*"))
 TEXTS = ["w1 w2 w3", "w4", "", "w5 w6 w7 w8 w9 w10 w11", "w12 unknown", "w1 w2 w3"]
-
-
-def open_encoder(path, backend="reference", **options):
-    return Encoder(open_model(path, family), BACKENDS[backend](), **options)
 
 
 def checkpoint(name):
     path = GOLDEN / name
     return path / "model.gguf" if (path / "model.gguf").is_file() else path
-
-
-def arrays(path):
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
-
-
-def same_bits(a, b):
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 # ---- hidden states -----------------------------------------------------------------------------------------
@@ -93,6 +68,16 @@ def test_a_directory_without_tokenizer_or_pooling_loads_and_says_what_is_missing
     assert bare.hidden([1, 2]).shape == (2, 32)
     with pytest.raises(LatticeError, match=r"1_Pooling/config\.json"):
         bare.encode("w1")
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+def test_plans_grow_with_the_texts_and_keep_their_bits(backend):
+    """Causal, so that the states of the first tokens are the same whatever follows; 600 is more than a usual step."""
+    encoder = open_encoder(GOLDEN / "qwen3-tied", backend)
+    tokens = np.random.default_rng(0).integers(0, encoder.config.vocab_size, 1024)
+    whole = {length: encoder.hidden(tokens[:length]) for length in (5, 600, 5, 1023, 512, 513)}
+    longest = encoder.hidden(tokens)
+    assert all(same_bits(states, longest[:length]) for length, states in whole.items())
 
 
 # ---- vectors -----------------------------------------------------------------------------------------------

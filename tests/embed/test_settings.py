@@ -89,6 +89,14 @@ def test_modules_json_that_is_no_json_is_refused(tmp_path):
         settings(tmp_path)
 
 
+def test_old_models_name_the_file_after_their_family(tmp_path):
+    write_json(tmp_path / "sentence_roberta_config.json", {"max_seq_length": 75, "do_lower_case": True})
+    found = settings(tmp_path)
+    assert (found.max_tokens, found.lower_case) == (75, True)
+    write_json(tmp_path / "sentence_bert_config.json", {"max_seq_length": 80})
+    assert settings(tmp_path).max_tokens == 80
+
+
 def test_prompts(tmp_path):
     path = tmp_path / "config_sentence_transformers.json"
     write_json(path, {"prompts": {"query": "q: ", "passage": "p: "}, "default_prompt_name": "passage"})
@@ -105,6 +113,7 @@ def test_prompts(tmp_path):
         ("sentence_bert_config.json", {"max_seq_length": "long"}),
         ("sentence_bert_config.json", {"max_seq_length": 0}),
         ("sentence_bert_config.json", {"max_seq_length": True}),
+        ("sentence_xlm-roberta_config.json", {"max_seq_length": True}),
         ("config_sentence_transformers.json", {"prompts": ["query"]}),
         ("config_sentence_transformers.json", {"prompts": {"query": 1}}),
         ("config_sentence_transformers.json", {"default_prompt_name": "query"}),
@@ -118,8 +127,9 @@ def test_values_out_of_place_name_their_file(tmp_path, name, value):
 
 
 @pytest.mark.parametrize(("number", "mode"), [(1, "mean"), (2, "cls"), (3, "last")])
-def test_pooling_of_a_gguf(number, mode):
-    metadata = {"general.architecture": "bert", "bert.pooling_type": number}
+@pytest.mark.parametrize("architecture", ["bert", "qwen3"])
+def test_pooling_of_a_gguf(number, mode, architecture):
+    metadata = {"general.architecture": architecture, f"{architecture}.pooling_type": number}
     assert read_settings(SimpleNamespace(kind="gguf", metadata=metadata)).need_pooling("model") == mode
 
 

@@ -6,6 +6,7 @@ Names, metadata keys and layout follow llama.cpp's converter:
   architecture rotates neighbours (2i, 2i + 1), so row i of a head's first half goes to 2i, of
   its second to 2i + 1.
 - llama3 rotary scaling is a tensor of divisors, `rope_freqs.weight`, one for each of head_dim/2 frequencies.
+- Qwen3's and Gemma's rows stay as they are; Gemma's norm weights, less 1 in transformers, are stored whole.
 - One-dimensional tensors stay f32, whatever the format of the matrices; so do BERT's other tables.
 
 The vocabularies are real small ones (byte-level BPE with a few merges; WordPiece with a few words), so that a
@@ -36,6 +37,12 @@ LLAMA_LAYER = {
     "post_attention_layernorm": "ffn_norm",
 }
 LLAMA_REST = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+QWEN3_LAYER = LLAMA_LAYER | {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+GEMMA3_LAYER = QWEN3_LAYER | {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 BERT_LAYER = {
     "attention.self.query": "attn_q",
     "attention.self.key": "attn_k",
@@ -194,6 +201,58 @@ def write_llama(path: Path, model: torch.nn.Module, kind: str) -> dict[str, torc
         values = value.numpy() if heads is None else interleave(value.numpy(), heads)
         held = add(writer, translate(name, "model.layers.", LLAMA_LAYER, LLAMA_REST), values, kind)
         stored[name] = torch.from_numpy(held if heads is None else halves(held, heads))
+    finish(writer)
+    return stored
+
+
+def write_qwen3(path: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
+    """Write a Qwen3ForCausalLM; returns the state dict of the values that the file holds."""
+    writer = decoder(path, model.config, kind, "qwen3")
+    rope = model.config.rope_parameters
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "yarn":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope["original_max_position_embeddings"])
+    return add_all(writer, model, kind, QWEN3_LAYER)
+
+
+def write_gemma3(path: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
+    """Write a Gemma3ForCausalLM; returns the state dict of the values that the file holds.
+
+    The file says nothing of the order of full and sliding layers, of the sliding layers' rotary base, or of the scale.
+    """
+    writer = decoder(path, model.config, kind, "gemma3")
+    rope = model.config.rope_parameters["full_attention"]
+    writer.add_rope_freq_base(rope["rope_theta"])
+    if rope["rope_type"] == "linear":
+        writer.add_rope_scaling_type(RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope["factor"])
+    writer.add_sliding_window(model.config.sliding_window)
+    return add_all(writer, model, kind, GEMMA3_LAYER, less=1)
+
+
+def decoder(path: Path, config: object, kind: str, architecture: str) -> GGUFWriter:
+    writer = GGUFWriter(path, architecture)
+    common(writer, config, kind, f"lattice golden {architecture}")
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    add_bpe(writer, config.vocab_size)
+    return writer
+
+
+def add_all(writer: GGUFWriter, model: torch.nn.Module, kind: str, layer: dict, less: int = 0) -> dict:
+    """Store all tensors, norm weights with `less` added, and return what the file holds of them."""
+    stored = {}
+    for name, value in model.state_dict().items():
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            stored[name] = stored["model.embed_tokens.weight"]
+            continue
+        shift = less if name.endswith("norm.weight") else 0
+        held = add(writer, translate(name, "model.layers.", layer, LLAMA_REST), value.numpy() + shift, kind)
+        stored[name] = torch.from_numpy(held - shift)
     finish(writer)
     return stored
 

@@ -8,8 +8,9 @@ Not a test and never run by `make test`: the results are committed. To regenerat
 Each directory is what a user would have on disk (config.json and weights, or one .gguf) plus `golden.npz`:
 
     tokens_i    (length,) int32             the i-th sequence, run alone from position 0
+    rows_i      (n,) int32                  where not every position's result is kept: which are
     hidden_i    (length, hidden) float32    BERT: the last hidden state
-    logits_i    (length, vocab) float32     Llama: the logits of every position
+    logits_i    (length, vocab) float32     decoders: the logits of every position
 
 Weights are drawn wide enough that attention is far from uniform and every bias and norm matters. What is
 expected is computed in float32 from the weights as the file holds them (rounded to fp16, bf16 or blocks).
@@ -31,11 +32,9 @@ import transformers
 from make_gguf import write_bert, write_llama
 from safetensors.torch import load_file, save_file
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertForPreTraining,
     BertModel,
-    LlamaConfig,
     LlamaForCausalLM,
 )
 
@@ -86,6 +85,8 @@ class Case:
     model: type = LlamaForCausalLM
     rewrite: Callable[[Path], None] | None = None  # last change to the saved files
     gguf: str | None = None  # weight format of the one .gguf, instead of safetensors
+    write: Callable | None = None  # what writes it
+    rows: tuple[int, ...] | None = None  # positions whose results are kept, beside the last; None: all
 
 
 def edit_config(directory: Path, drop: tuple[str, ...] = (), **values) -> None:
@@ -335,11 +336,19 @@ def randomise(model: torch.nn.Module, scale: float = 1.0) -> None:
 
 def build(case: Case, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    config = (LlamaConfig if case.model is LlamaForCausalLM else BertConfig)(**case.values)
+    config = case.model.config_class(**case.values)
     config._attn_implementation = "eager"
     model = case.model(config).eval()
-    randomise(model, 0.2 if case.name == "bert-eps" else 1.0)
+    gemma = config.model_type == "gemma3_text"
+    randomise(model, 0.2 if case.name == "bert-eps" or gemma else 1.0)
+    for name, value in model.named_parameters():
+        if gemma and name.endswith("norm.weight"):
+            value.data -= 1  # stored less 1
     return model
+
+
+def generates(case: Case) -> bool:
+    return case.model.__name__.endswith("ForCausalLM")
 
 
 def golden(model: torch.nn.Module, case: Case, seed: int) -> dict[str, np.ndarray]:
@@ -351,10 +360,14 @@ def golden(model: torch.nn.Module, case: Case, seed: int) -> dict[str, np.ndarra
         tokens = random.integers(0, case.values["vocab_size"], length)
         results[f"tokens_{index}"] = tokens.astype(np.int32)
         with torch.no_grad():
-            if case.model is LlamaForCausalLM:
-                results[f"logits_{index}"] = model(torch.tensor(tokens)[None]).logits[0].numpy()
+            if generates(case):
+                found = model(torch.tensor(tokens)[None]).logits[0].numpy()
             else:
-                results[f"hidden_{index}"] = encoder(torch.tensor(tokens)[None]).last_hidden_state[0].numpy()
+                found = encoder(torch.tensor(tokens)[None]).last_hidden_state[0].numpy()
+        if case.rows is not None:
+            rows = sorted({row for row in case.rows if row < length} | {length - 1})
+            results[f"rows_{index}"], found = np.array(rows, np.int32), found[rows]
+        results[f"{'logits' if generates(case) else 'hidden'}_{index}"] = found
     return results
 
 
@@ -364,7 +377,7 @@ def make(case: Case, seed: int) -> None:
     directory.mkdir(parents=True)
     model = build(case, seed)
     if case.gguf:
-        write = write_llama if case.model is LlamaForCausalLM else write_bert
+        write = case.write or (write_llama if case.model is LlamaForCausalLM else write_bert)
         model.load_state_dict(write(directory / "model.gguf", model, case.gguf))  # what the file holds
     else:
         model.to(case.dtype).save_pretrained(directory, max_shard_size=case.shard or "1GB")
@@ -381,7 +394,7 @@ def make(case: Case, seed: int) -> None:
 def check(directory: Path, case: Case) -> None:
     """Refuse a checkpoint that transformers itself reads otherwise, or whose values prove nothing."""
     expected = np.load(directory / "golden.npz")
-    key = "logits" if case.model is LlamaForCausalLM else "hidden"
+    key = "logits" if generates(case) else "hidden"
     last = len(case.lengths) - 1
     tokens, want = torch.tensor(expected[f"tokens_{last}"])[None].long(), expected[f"{key}_{last}"]
     if not np.isfinite(want).all() or want.std() < 0.2:
@@ -391,6 +404,7 @@ def check(directory: Path, case: Case) -> None:
         with torch.no_grad():
             output = again(tokens) if key == "logits" else getattr(again, "bert", again)(tokens)
             got = output.logits[0] if key == "logits" else output.last_hidden_state[0]
+        got = got[expected[f"rows_{last}"]] if f"rows_{last}" in expected else got
         difference = float(np.abs(got.numpy() - want).max())
         if difference > 1e-5 * max(1.0, float(np.abs(want).max())):
             raise SystemExit(f"{case.name}: transformers reads the saved files differently, {difference}")
@@ -400,15 +414,17 @@ def check(directory: Path, case: Case) -> None:
     print(f"{case.name:20} {size / 1000:6.1f} kB  {sorted(path.name for path in directory.iterdir())}")
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], cases: tuple[Case, ...] = CASES, first_seed: int = 1000) -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()
     ROOT.mkdir(exist_ok=True)
-    for seed, case in enumerate(CASES):
+    for seed, case in enumerate(cases):
         if not names or case.name in names:
-            make(case, 1000 + seed)
-    manifest = {case.name: case.why for case in CASES}
-    (ROOT / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+            make(case, first_seed + seed)
+    path = ROOT / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    manifest |= {case.name: case.why for case in cases}
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
 if __name__ == "__main__":

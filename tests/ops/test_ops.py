@@ -227,3 +227,40 @@ def test_paged_attention_has_the_same_bits_however_a_prompt_is_cut(dtype, cpu_ta
     assert np.isfinite(whole).all()
     for cuts in ([1], [63], [64], [65, 130], list(range(7, total, 7)), list(range(1, total))):
         assert np.array_equal(attend(cuts), whole), cuts
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 65, 512])
+def test_a_window_in_pages(window, cpu_target):
+    """700 tokens in any parts have the same bits, those of the reference; pages before a window are not touched."""
+    heads, kv_heads, head_dim, total, pages = 3, 1, 8, 700, 13
+    random, backend = np.random.default_rng(0), CpuBackend(cpu_target, threads=1)
+    q, k, v = (random.normal(size=(total, n * head_dim)).astype(np.float32) for n in (heads, kv_heads, kv_heads))
+    shapes = (pages, kv_heads, head_dim, 64), (pages, kv_heads, 64, head_dim)
+    table = random.permutation(pages).astype(np.int32)[None, :11]
+
+    def build(program):
+        step = program.step(11)
+        values = [program.input(name, "T", x.shape[1]) for name, x in (("q", q), ("k", k), ("v", v))]
+        pools = [program.input(name, *s, kind="state") for name, s in zip(("kp", "vp"), shapes, strict=True)]
+        pools = append_kv(*pools, values[1], values[2], step)
+        return {"o": paged_attention(values[0], *pools, step, scale=0.25, window=window)}
+
+    state = {name: backend.state(shape, "f32") for name, shape in zip(("kp", "vp"), shapes, strict=True)}
+    plan = backend.compile(trace(build), None, Capacity(total, total, 1), state)
+
+    def attend(size):
+        outs = []
+        for pool in state.values():
+            pool[...] = np.nan
+        for a in range(0, total, size):
+            passed = table[0, : max(0, a - window + 1) // 64]  # wholly before the window of the first token to come
+            state["kp"][passed] = state["vp"][passed] = np.nan
+            step = Step.of([[0] * len(q[a : a + size])], starts=[a], page_table=table)
+            outs.append(plan.run(step, q=q[a : a + size], k=k[a : a + size], v=v[a : a + size])["o"])
+        return np.concatenate(outs)
+
+    whole = attend(total)
+    options = {"head_dim": head_dim, "causal": True, "scale": 0.25, "window": window}
+    assert close(whole, REGISTRY["attention"](q, k, v, Step.of([[0] * total]), **options), 1e-5)
+    for size in (1, 63, 64, 65, 512):
+        assert np.array_equal(attend(size), whole), size

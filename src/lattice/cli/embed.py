@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -34,7 +34,11 @@ def register(app: typer.Typer) -> None:
     app.command(
         "embed",
         short_help="Turn texts into vectors.",
-        epilog=example('lattice embed "a cat" "a kitten" "a train"', "lattice embed --file lines.txt --json"),
+        epilog=example(
+            'lattice embed "a cat" "a kitten" "a train"',
+            "lattice embed --file lines.txt --json",
+            'lattice embed --model bge-small --query "how do cats sleep?"',
+        ),
     )(embed)
 
 
@@ -42,7 +46,11 @@ def embed(
     texts: list[str] | None = typer.Argument(None, metavar="TEXT", help="Texts to embed."),
     model: str = typer.Option("minilm", "--model", "-m", help=f"{MODEL_HELP} minilm."),
     file: str | None = typer.Option(None, "--file", "-f", help="One text a line; - is standard input."),
-    prompt: str | None = typer.Option(None, "--prompt", help="Which of the model's prompts goes before each text."),
+    prompt_name: str | None = typer.Option(
+        None, "--prompt-name", "--prompt", help="Which of the model's prompts goes before each text."
+    ),
+    query: bool = typer.Option(False, "--query", help="Texts to search with: the model's prompt for queries."),
+    document: bool = typer.Option(False, "--document", help="Texts to be found: its prompt for documents."),
     dimensions: int | None = typer.Option(None, "--dimensions", help="Shorten the vectors to this many numbers."),
     normalize: bool = typer.Option(True, "--normalize/--no-normalize", help="Scale vectors to unit length."),
     dtype: str = DTYPE,
@@ -54,13 +62,22 @@ def embed(
         listed += read_text(file).splitlines()
     if not listed:
         raise typer.BadParameter("nothing to embed: give texts, or --file", param_hint="TEXT")
+    if query + document + (prompt_name is not None) > 1:
+        raise typer.BadParameter("give one of them", param_hint="--query, --document, --prompt-name")
     import lattice
+    from lattice.embed.known import as_source
 
-    path = fetch(model)
+    fetch(as_source(model))
     with waiting(f"loading {model}"):
-        encoder = lattice.load_encoder(path, dtype=dtype)
+        encoder = lattice.load_encoder(
+            model, dtype=dtype, dimensions=dimensions
+        )  # by its name, which tells its prompts
+    options: dict[str, Any] = {"normalize": normalize}
     start = perf_counter()
-    vectors = encoder.encode(listed, prompt_name=prompt, normalize=normalize, dimensions=dimensions)
+    if query or document:
+        vectors = (encoder.encode_query if query else encoder.encode_document)(listed, **options)
+    else:
+        vectors = encoder.encode(listed, prompt_name=prompt_name, **options)
     seconds = perf_counter() - start
     if json:
         emit({"model": model, "dimensions": vectors.shape[1], "embeddings": vectors.tolist()})

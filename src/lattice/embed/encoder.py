@@ -22,9 +22,10 @@ import numpy as np
 from lattice.backends._backend import Backend, Capacity, Plan
 from lattice.backends.select import select
 from lattice.embed.batching import Packer, batches
+from lattice.embed.known import as_source, complete, recognise
 from lattice.embed.progress import progress
 from lattice.embed.settings import read_settings
-from lattice.embed.texts import Texts, open_texts
+from lattice.embed.texts import Texts, longest, open_texts
 from lattice.errors import LatticeError, LatticeWarning, expected
 from lattice.models import family
 from lattice.ops import Symbol, pool
@@ -42,30 +43,49 @@ def load_encoder(
 ) -> Encoder:
     """Return the encoder that `source` names (a path, `org/name`, `pypi:...` or an alias such as "minilm").
 
-    `dimensions` shortens every vector (for models trained for it). Raises LatticeError where the source
-    cannot be found, the model is not understood, or the device or dtype is not offered.
+    `dimensions` shortens every vector: to anything from 1 to the model's own number. Only a model that is trained for
+    it (Matryoshka) keeps its quality: where a known model is not, or not so far down, there is a LatticeWarning.
+    Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
+    offered.
     """
-    backend = select(device)
-    return Encoder(open_model(resolve(source), family), backend, dtype=dtype, dimensions=dimensions)
+    backend, path = select(device), resolve(as_source(str(source)))
+    name = None if Path(source).expanduser().exists() else str(source)
+    return Encoder(open_model(path, family), backend, dtype=dtype, dimensions=dimensions, source=name)
 
 
 class Encoder:
-    """A loaded encoder: vectors of `dimensions`, texts of at most `max_tokens`. Threads may share it."""
+    """A loaded encoder: vectors of `dimensions`, texts of at most `max_tokens`. Threads may share it.
 
-    def __init__(self, opened: OpenModel, backend: Backend, *, dtype: str = "auto", dimensions: int | None = None):
-        self.config, self.settings = opened.config, read_settings(opened.checkpoint)
+    `source` is the name by which the model was asked for, if it was not a path: what its files leave open, such as
+    prompts, is then known of the models in known.py.
+    """
+
+    def __init__(
+        self,
+        opened: OpenModel,
+        backend: Backend,
+        *,
+        dtype: str = "auto",
+        dimensions: int | None = None,
+        source: str | None = None,
+    ):
+        checkpoint = opened.checkpoint
+        self.config, self.settings = opened.config, read_settings(checkpoint)
         self.hidden_size: int = opened.config.hidden_size
+        self._where, self._model, self._backend = checkpoint.path.name, opened.model, backend
+        self.known, guessed = recognise(checkpoint, self.hidden_size, source)
+        if self.known is not None:
+            self.settings = complete(self.settings, self.known, guessed, self._where)
         self.dimensions: int = self.hidden_size
         self.dimensions = self._size(dimensions)
         self.positions: int = opened.config.max_position_embeddings
-        self.max_tokens: int = min(self.settings.max_tokens or self.positions, self.positions)
-        self._texts = open_texts(opened.checkpoint, self.settings, self.max_tokens)
-        self._where, self._model, self._backend = opened.checkpoint.path.name, opened.model, backend
+        self._texts = open_texts(checkpoint, self.settings, self.positions)
+        texts = self._texts
+        self.max_tokens: int = texts.max_tokens if isinstance(texts, Texts) else longest(self.settings, self.positions)
         program = trace(self._hidden)
         self._weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
         self._plans: dict[str, tuple[Plan, Packer]] = {}
         self._lock = Lock()  # around everything that touches a plan
-        self._budget = max(STEP_TOKENS, self.max_tokens)
 
     def __repr__(self) -> str:
         return f"<Encoder {self._where}: {self.dimensions} dimensions, {self.max_tokens} tokens>"
@@ -88,7 +108,8 @@ class Encoder:
     ) -> np.ndarray:
         """Return the vectors of `texts`, (n, dimensions) float32; of one str, (dimensions,).
 
-        `prompt_name` picks one of the model's prompts. A text longer than `max_tokens` is cut, special tokens
+        `prompt_name` picks one of the model's prompts. `normalize=False` gives vectors as they are pooled, also where
+        the model ends in a Normalize module. A text longer than `max_tokens` is cut, special tokens
         kept, and one LatticeWarning says how many were; with truncate=False it is an error. Progress is shown
         when asked for, or for many texts on a terminal.
         """
@@ -131,9 +152,9 @@ class Encoder:
 
     def _embed(self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]) -> None:
         """Write the pooled vector of every sequence into its row of `vectors`."""
-        for batch in batches([len(tokens) for tokens in sequences], self._budget):
+        for batch in batches([len(tokens) for tokens in sequences], STEP_TOKENS):
             with self._lock:
-                plan, packer = self._plan("pooled")
+                plan, packer = self._plan("pooled", sum(len(sequences[index]) for index in batch))
                 vectors[batch] = plan.run(packer.step([sequences[index] for index in batch]))["pooled"]
             advance(len(batch))
 
@@ -151,19 +172,21 @@ class Encoder:
         if ids.min() < 0 or ids.max() >= self.config.vocab_size:
             raise expected("hidden", f"ids from 0 to {self.config.vocab_size - 1}", f"{ids.min()} to {ids.max()}")
         with self._lock:
-            plan, packer = self._plan("hidden")
+            plan, packer = self._plan("hidden", len(ids))
             return plan.run(packer.step([ids]))["hidden"]
 
     # ---- plans ---------------------------------------------------------------------------------------------
-    def _plan(self, name: str) -> tuple[Plan, Packer]:
-        """Return the plan of one of the two programs, made at its first use."""
-        if name not in self._plans:
+    def _plan(self, name: str, tokens: int) -> tuple[Plan, Packer]:
+        """Return the plan of one of the two programs for as many tokens: a new and larger one where need be."""
+        made = self._plans.get(name)
+        if made is None or len(made[1].zeros) < tokens:
             pooled = name == "pooled"
-            tokens = self._budget if pooled else self.positions
             program = trace(self._pooled if pooled else self._hidden)
+            tokens = STEP_TOKENS << max(0, (tokens - 1) // STEP_TOKENS).bit_length()  # the next power of two
             capacity = Capacity(tokens=tokens, sequences=tokens if pooled else 1)
-            self._plans[name] = self._backend.compile(program, self._weights, capacity), Packer(tokens)
-        return self._plans[name]
+            made = self._backend.compile(program, self._weights, capacity), Packer(tokens)
+            self._plans[name] = made
+        return made
 
     def _hidden(self, program: Program) -> dict[str, Symbol]:
         return {"hidden": self._model(program.step())[0]}
@@ -178,6 +201,11 @@ class Encoder:
             return self.dimensions
         if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
             raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
+        if self.known is not None and dimensions < (self.known.least or self.hidden_size):
+            least = self.known.least
+            trained = f"{least} to {self.hidden_size}" if least else f"{self.hidden_size} and not for fewer"
+            message = f"{self.known.hub} was trained for {trained} dimensions: expect worse vectors of {dimensions}"
+            warnings.warn(f"[encode] {message}", LatticeWarning, stacklevel=4)
         return dimensions
 
     def _prompt(self, name: str | None) -> str:

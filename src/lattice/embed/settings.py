@@ -2,12 +2,12 @@
 
     modules.json                            which steps follow the transformer, and where their folders are
     1_Pooling/config.json                   how token states become one vector
-    sentence_bert_config.json               the longest text, lower case
+    sentence_bert_config.json               the longest text, lower case (old models name it after their own family)
     config_sentence_transformers.json       prompts
     a GGUF's metadata                       bert.pooling_type (0 none, 1 mean, 2 cls, 3 last)
 
-None of them is required: what is missing is named when it is needed. What is there but not understood is an
-error now.
+None of them is required: what is missing is taken from the table of known models (`known.py`) or else named when it is
+needed. What is there but not understood is an error now.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from lattice.weights._json import parse_object
 MAX_MODULES = 1 << 20  # bytes of a modules.json
 GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}
 FLAGS = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "last"}  # pooling_mode_*, the older form
+FAMILIES = ("bert", "roberta", "xlm-roberta", "camembert")  # of sentence_*_config.json
 PLAIN_MODULES = ("Transformer", "Pooling", "Normalize")
 
 
@@ -35,9 +36,11 @@ class Settings:
 
     pooling: str | None = None  # "mean", "cls" or "last"; None: `pooling_missing` says why
     pooling_missing: str = "no 1_Pooling/config.json"
+    pooling_unsaid: bool = True  # the files are silent; False: they ask for something, understood or not
     pool_prompt: bool = True  # whether the tokens of a prompt take part in pooling
     normalized: bool = False  # the model ends in a Normalize module: its vectors are meant to have unit length
-    max_tokens: int | None = None  # None: as many as the model has positions
+    max_tokens: int | None = None  # what sentence_bert_config.json says
+    table_tokens: int | None = None  # what is known of the model (known.py), for files that do not say
     lower_case: bool = False
     prompts: Mapping[str, str] = field(default_factory=dict)
     default_prompt: str | None = None
@@ -46,6 +49,11 @@ class Settings:
         """Return the pooling mode, or raise naming the file that should say it."""
         if self.pooling is None:
             hint = "hidden(tokens) works without pooling"
+            if self.pooling_unsaid:
+                hint = (
+                    f'write {{"pooling_mode": "mean"}} (or cls, lasttoken: as it was trained) there; {hint}. '
+                    "A known model is recognised by its name on the hub, also as its directory's"
+                )
             raise expected(where, f"a pooling mode among {', '.join(POOLINGS)}", self.pooling_missing, hint=hint)
         return self.pooling
 
@@ -71,7 +79,7 @@ def read_settings(checkpoint: Checkpoint) -> Settings:
     directory = checkpoint.directory
     return Settings(
         **_modules(directory),
-        **_transformer(_optional(directory / "sentence_bert_config.json")),
+        **_transformer(directory),
         **_prompts(_optional(directory / "config_sentence_transformers.json")),
     )
 
@@ -81,7 +89,7 @@ def _from_gguf(metadata: Mapping[str, Any]) -> Settings:
     value = metadata.get(key)
     mode = GGUF_POOLINGS.get(value) if isinstance(value, int) else None
     missing = f"no {key} in the GGUF's metadata" if value is None else f"{key} {value}"
-    return Settings(pooling=mode, pooling_missing=missing)
+    return Settings(pooling=mode, pooling_missing=missing, pooling_unsaid=value is None)
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -102,7 +110,11 @@ def _modules(directory: Path) -> dict[str, Any]:
                 folder = str(module.get("path", ""))
             normalized |= kind == "Normalize"
         if not folder:
-            return {"pooling_missing": "no Pooling module in modules.json", "normalized": normalized}
+            return {
+                "pooling_missing": "no Pooling module in modules.json",
+                "pooling_unsaid": False,
+                "normalized": normalized,
+            }
     config = inside(directory, folder, "modules.json") / "config.json"
     if not config.is_file():
         return {"pooling_missing": f"no {folder}/config.json", "normalized": normalized}
@@ -133,14 +145,22 @@ def _pooling(config: Mapping[str, Any], where: str) -> dict[str, Any]:
         modes = [FLAGS.get(flag, flag) for flag in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         listed = " and ".join(modes) or "none"
-        return {"pooling_missing": f"{listed} in {where}", "pool_prompt": True}
-    return {"pooling": modes[0], "pool_prompt": config.get("include_prompt", True) is not False}
+        return {"pooling_missing": f"{listed} in {where}", "pooling_unsaid": False, "pool_prompt": True}
+    return {
+        "pooling": modes[0],
+        "pooling_unsaid": False,
+        "pool_prompt": config.get("include_prompt", True) is not False,
+    }
 
 
-def _transformer(config: Mapping[str, Any]) -> dict[str, Any]:
+def _transformer(directory: Path) -> dict[str, Any]:
+    """Return the settings of the first of its files that is there."""
+    paths = [directory / f"sentence_{family}_config.json" for family in FAMILIES]
+    path = next((path for path in paths if path.is_file()), paths[0])
+    config = _optional(path)
     longest = config.get("max_seq_length")
     if longest is not None and (isinstance(longest, bool) or not isinstance(longest, int) or longest < 1):
-        raise expected("sentence_bert_config.json", "max_seq_length, a positive number", repr(longest)[:40])
+        raise expected(path.name, "max_seq_length, a positive number", repr(longest)[:40])
     return {"max_tokens": longest, "lower_case": bool(config.get("do_lower_case", False))}
 
 

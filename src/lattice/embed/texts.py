@@ -25,7 +25,7 @@ class Texts:
 
     def tokenize(self, texts: Sequence[str], prompt: str) -> tuple[list[list[int]], list[int]]:
         """Return the tokens of every text, cut where need be, and the uncut lengths of those that were."""
-        texts = [(prompt + text).strip() for text in texts]
+        texts = [prompt + text for text in texts] if prompt else texts
         if self.settings.lower_case:
             texts = [text.lower() for text in texts]
         sequences = self.tokenizer.encode_batch(texts)
@@ -42,12 +42,20 @@ class Texts:
         return sequences, [lengths[index] for index in long]
 
 
-def open_texts(checkpoint: Checkpoint, settings: Settings, max_tokens: int) -> Texts | LatticeError:
+def open_texts(checkpoint: Checkpoint, settings: Settings, positions: int) -> Texts | LatticeError:
     """Return the texts side of a checkpoint, or the error to raise when a text is to be embedded."""
     try:
-        return Texts(_tokenizer(checkpoint), settings, max_tokens)
+        tokenizer = _tokenizer(checkpoint)
     except LatticeError as error:
         return error.with_traceback(None)  # kept for long: its frames need not be
+    return Texts(tokenizer, settings, longest(settings, positions, tokenizer.max_tokens))
+
+
+def longest(settings: Settings, positions: int, tokenizer: int | None = None) -> int:
+    """Return the tokens of the longest text: as the settings say, else the least of what table and tokenizer say."""
+    if settings.max_tokens is not None:
+        return min(settings.max_tokens, positions)
+    return min(tokens for tokens in (settings.table_tokens, tokenizer, positions) if tokens is not None)
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:

@@ -3,9 +3,11 @@
 It defines:
     Config      a frozen dataclass with the checkpoint's keys; made by `Config.read(dict, strict)` or
                 `Config.from_gguf(metadata, tensors)`
-    Model       Model(config): Model()(step, state) -> (hidden, state); `head(hidden)` -> logits where there is one;
-                `state_shapes(pages)` -> one KV of shapes a layer
+    Model       Model(config): Model()(step, state) -> (hidden, state); `head(hidden)` -> logits where there is one
+                (loading sets `head` to None if the file has no `lm_head.weight`); `state_shapes(pages)` -> one KV of
+                shapes a layer
     spellings   spellings(name) -> the names under which checkpoints may hold the parameter, the usual one first
+    values      values(name) -> what a parameter's float32 values in safetensors become, or None (optional)
     IGNORED     name prefixes of tensors that the computation does not need
     GGUF        our tensor name -> GGUF's, `{}` standing for the layer, or (name, transform)
     ALIASES     further model types or GGUF architectures this file serves (optional, may be empty)

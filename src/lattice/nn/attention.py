@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from lattice.nn.layers import Linear
+from lattice.nn.layers import Linear, RMSNorm
 from lattice.nn.module import Module
 from lattice.ops import append_kv, attention, paged_attention, rope
 from lattice.step import PAGE_TOKENS, Step
@@ -18,16 +18,24 @@ class KV(NamedTuple):
 
 
 class Attention(Module):
-    """Causal self-attention with grouped heads and rotary positions."""
+    """Causal self-attention with grouped heads and rotary positions.
+
+    `norm_eps` adds an RMSNorm over every head of q and of k; `scale` replaces head_dim^-0.5; `window` > 0 limits a
+    token to the last `window` positions, its own included.
+    """
 
     def __init__(
-        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, output_bias: bool = False
-    ):
+        self, hidden: int, heads: int, kv_heads: int, head_dim: int, *, bias: bool = False, output_bias: bool = False,
+        norm_eps: float | None = None, scale: float | None = None, window: int = 0,
+    ):  # fmt: skip
         self.q_proj = Linear(hidden, heads * head_dim, bias)
         self.k_proj = Linear(hidden, kv_heads * head_dim, bias)
         self.v_proj = Linear(hidden, kv_heads * head_dim, bias)
         self.o_proj = Linear(heads * head_dim, hidden, output_bias)
-        self.kv_heads, self.head_dim, self.scale = kv_heads, head_dim, head_dim**-0.5
+        self.q_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
+        self.k_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps)
+        self.kv_heads, self.head_dim, self.window = kv_heads, head_dim, window
+        self.scale = head_dim**-0.5 if scale is None else scale
 
     def state_shapes(self, pages: int) -> KV:
         """Return the shapes of this layer's state for a pool of `pages` pages."""
@@ -37,10 +45,13 @@ class Attention(Module):
 
     def __call__(self, x: Any, angles: Any, step: Step, state: KV | None) -> tuple[Any, KV | None]:
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        q = self.q_norm(q) if self.q_norm else q
+        k = self.k_norm(k) if self.k_norm else k
         q, k = (rope(value, angles, head_dim=self.head_dim) for value in (q, k))
         if state is None:
-            mixed = attention(q, k, v, step, head_dim=self.head_dim, causal=True, scale=self.scale)
+            options = {"head_dim": self.head_dim, "causal": True, "scale": self.scale, "window": self.window}
+            mixed = attention(q, k, v, step, **options)
         else:
             state = KV(*append_kv(*state, k, v, step))
-            mixed = paged_attention(q, *state, step, scale=self.scale)
+            mixed = paged_attention(q, *state, step, scale=self.scale, window=self.window)
         return self.o_proj(mixed), state

@@ -56,19 +56,47 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "vocab_size": (1, 4_000_000), "hidden_size": (1, 1 << 20), "intermediate_size": (1, 1 << 20),
     "num_hidden_layers": (1, 4096), "num_attention_heads": (1, 8192), "num_key_value_heads": (1, 8192),
     "head_dim": (2, 2048), "max_position_embeddings": (1, 1 << 22), "type_vocab_size": (1, 64),
-    "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12),
+    "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12), "rope_local_base_freq": (1e-3, 1e12),
+    "query_pre_attn_scalar": (1e-3, 1e6), "sliding_window": (1, 1 << 22), "max_window_layers": (0, 4096),
 }  # fmt: skip
-REAL = frozenset({"rms_norm_eps", "layer_norm_eps", "rope_theta"})  # the others are whole numbers
+REAL = frozenset({  # the others are whole numbers
+    "rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar",
+})  # fmt: skip
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 def check_config(config: Any) -> None:
     """Raise unless every field that has bounds is a number within them and the activation is known."""
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name in BOUNDS:
+        if field.name in BOUNDS and not (value is None and field.default is None):
             low, high = BOUNDS[field.name]
             kinds = (int, float) if field.name in REAL else (int,)
             if type(value) not in kinds or not low <= value <= high:
                 raise expected("config", f"{field.name} from {low} to {high}", repr(value))
-    if config.hidden_act not in ACTIVATION_KINDS:
-        raise expected("config", f"hidden_act among {', '.join(ACTIVATION_KINDS)}", repr(config.hidden_act))
+        if field.name in ("hidden_act", "hidden_activation") and value not in ACTIVATION_KINDS:
+            raise expected("config", f"{field.name} among {', '.join(ACTIVATION_KINDS)}", repr(value))
+
+
+def complete_decoder(config: Any, **derived: Any) -> None:
+    """Set the `derived` fields of a decoder's config and those of its heads, then check it."""
+    heads = config.num_attention_heads
+    derived |= {
+        "num_key_value_heads": config.num_key_value_heads or heads,
+        "head_dim": config.head_dim or config.hidden_size // max(1, heads),
+    }
+    for name, value in derived.items():
+        object.__setattr__(config, name, value)
+    check_config(config)
+    if heads % config.num_key_value_heads or config.head_dim % 2:
+        raise expected("config", "key heads that divide the query heads, an even head_dim", config)
+
+
+def check_layer_types(config: Any) -> None:
+    """Raise unless `layer_types` names full or sliding attention for every layer, and a window where one slides."""
+    types = config.layer_types
+    if len(types) != config.num_hidden_layers or not set(types) <= set(LAYER_TYPES):
+        wanted = f"{config.num_hidden_layers} layer_types among {', '.join(LAYER_TYPES)}"
+        raise expected("config", wanted, str(list(types))[:120])
+    if "sliding_attention" in types and not config.sliding_window:
+        raise expected("config", "a sliding_window for layers of sliding_attention", config.sliding_window)

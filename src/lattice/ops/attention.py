@@ -69,7 +69,7 @@ def _(draw):
     for lengths in draw.lengths():
         step, total = Step.of([[0] * n for n in lengths]), sum(lengths)
         for heads, kv_heads, head_dim in ((1, 1, 8), (9, 3, 16), (4, 2, 20), (2, 2, 64)):
-            for causal, window in ((True, 0), (False, 0), (True, 3)):
+            for causal, window in ((True, 0), (False, 0), (True, 3), (True, 64)):
                 q, k, v = (draw.rows(total, n * head_dim) for n in (heads, kv_heads, kv_heads))
                 attributes = {"head_dim": head_dim, "causal": causal, "scale": head_dim**-0.5, "window": window}
                 yield draw.sample(q, k, v, step, **attributes)
@@ -77,7 +77,8 @@ def _(draw):
 
 @attention.flops
 def _(q, k, v, step, *, head_dim, causal, scale, window):
-    return 4 * q[0] * q[0] * q[1] // max(1, step.slots[0])
+    seen = q[0] // max(1, step.slots[0])
+    return 4 * q[0] * (min(seen, window) if window else seen) * q[1]
 
 
 @op
@@ -187,7 +188,7 @@ def _(q, k_pages, v_pages, step, *, scale, window):
 def _(draw):
     for starts, lengths in PAGED:
         for heads, kv_heads, head_dim in ((1, 1, 8), (9, 3, 16), (4, 2, 20)):
-            for dtype, window in ((np.float32, 0), (np.float16, 0), (np.float32, 5)):
+            for dtype, window in ((np.float32, 0), (np.float16, 0), (np.float32, 5), (np.float16, 65)):
                 step, pages = _paged_step(draw, starts, lengths)
                 k_pages = draw.state(pages, kv_heads, head_dim, PAGE_TOKENS, dtype=dtype)
                 v_pages = draw.state(pages, kv_heads, PAGE_TOKENS, head_dim, dtype=dtype)

@@ -61,6 +61,28 @@ def _(draw):
         yield draw.sample(draw.rows(rows, n), draw.rows(rows, n))
 
 
+@op
+def scale(x, *, factor):
+    """Return x * factor, a number.      x: any shape"""
+    return x * np.float32(factor)
+
+
+@scale.shape
+def _(x, *, factor):
+    return x
+
+
+@scale.vjp
+def _(needs, dy, x, *, factor):
+    yield "x", scale(dy, factor=factor)
+
+
+@scale.samples
+def _(draw):
+    for rows, n in ((1, 1), (3, 33), (64, 384)):
+        yield draw.sample(draw.rows(rows, n), factor=25.298221281347036)
+
+
 def erf(x: np.ndarray) -> np.ndarray:
     """Return the error function to about 1e-16, by `math.erf`: exact, slow, a reference."""
     return np.frompyfunc(math.erf, 1, 1)(x).astype(x.dtype)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.dtypes import BY_NAME, F16, Array, dense, encode
+from lattice.dtypes import BY_NAME, F16, F32, Array, dense, encode
 from lattice.errors import FormatError, LatticeWarning, expected
 from lattice.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -32,12 +32,14 @@ class Names:
     ignored: tuple[str, ...]
     gguf: Mapping[str, Any]
     config: Any
+    values: Callable[[str], Callable | None] = lambda name: None
 
 
 @dataclass(frozen=True)
 class _Source:
     tensor: str
-    order: np.ndarray | None  # row order that undoes a GGUF transform
+    order: np.ndarray | None = None  # row order that undoes a GGUF transform
+    values: Callable[[np.ndarray], np.ndarray] | None = None  # what float32 values become
 
 
 class Weights(Mapping[str, Array]):
@@ -58,6 +60,9 @@ class Weights(Mapping[str, Array]):
             array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
         if array.shape != shape:
             raise expected("weights", f"{source.tensor} of shape {shape}", array.shape)
+        if source.values is not None:
+            values = source.values(dense(array))
+            array = Array(values, F32, values.shape)
         return self.convert(name, array if source.order is None else array.rows(source.order))
 
     def __iter__(self) -> Iterator[str]:
@@ -111,9 +116,8 @@ def map_weights(checkpoint: Checkpoint, shapes: Mapping[str, tuple], names: Name
 
     Raises LatticeError for tensors that are missing, and for those that nobody asked for (strict=False: a warning).
     """
-    find = _find_gguf if checkpoint.kind == "gguf" else _find_safetensors
     available = set(checkpoint.names)
-    found = {name: find(name, names, available) for name in shapes}
+    found = {name: _find(name, checkpoint, names, available) for name in shapes}
     missing = [name for name, source in found.items() if source is None]
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -133,8 +137,18 @@ def _refuse_unused(unused: list[str], strict: bool) -> None:
         warnings.warn(str(error), LatticeWarning, stacklevel=3)
 
 
+def _find(name: str, checkpoint: Checkpoint, names: Names, available: set[str]) -> _Source | None:
+    find = _find_gguf if checkpoint.kind == "gguf" else _find_safetensors
+    return find(name, names, available)
+
+
+def _holds(name: str, checkpoint: Checkpoint, names: Names) -> bool:
+    return _find(name, checkpoint, names, set(checkpoint.names)) is not None
+
+
 def _find_safetensors(name: str, names: Names, available: set[str]) -> _Source | None:
-    return next((_Source(found, None) for found in names.spellings(name) if found in available), None)
+    values = names.values(name)
+    return next((_Source(found, None, values) for found in names.spellings(name) if found in available), None)
 
 
 def _find_gguf(name: str, names: Names, available: set[str]) -> _Source | None:
@@ -200,6 +214,9 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
         # A value of a type or form that the family does not expect: the file's fault, whatever broke on it.
         got = f"{type(error).__name__}: {error}"
         raise expected(checkpoint.path.name, "a config of usable values", got, kind=FormatError) from error
+    names = Names(found.spellings, found.IGNORED, found.GGUF, config, getattr(found, "values", lambda name: None))
     shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
-    names = Names(found.spellings, found.IGNORED, found.GGUF, config)
+    if "lm_head.weight" in shapes and not _holds("lm_head.weight", checkpoint, names):
+        model.lm_head = model.head = None  # a trunk saved without its head: an embedding model
+        del shapes["lm_head.weight"]
     return OpenModel(checkpoint, found, config, model, map_weights(checkpoint, shapes, names, strict=strict))

@@ -63,6 +63,13 @@ ALIASES = {
         {"gemma-3-270m-q4_k_m.gguf": "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"},
     ),
     "bge-small": Alias(("hf:BAAI/bge-small-en-v1.5",)),
+    "bge-base": Alias(("hf:BAAI/bge-base-en-v1.5",)),
+    "bge-large": Alias(("hf:BAAI/bge-large-en-v1.5",)),
+    "e5-small": Alias(("hf:intfloat/multilingual-e5-small",)),
+    "e5-base": Alias(("hf:intfloat/multilingual-e5-base",)),
+    "multilingual-minilm": Alias(("hf:sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",)),
+    "qwen3-embedding": Alias(("hf:Qwen/Qwen3-Embedding-0.6B",)),
+    "qwen3-embedding-4b": Alias(("hf:Qwen/Qwen3-Embedding-4B",)),
     "qwen3.5-0.8b": Alias(("hf:Qwen/Qwen3.5-0.8B",)),
 }
 

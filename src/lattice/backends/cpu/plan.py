@@ -260,8 +260,12 @@ def _weight_tensor(weight: Placed) -> Tensor:
 def _limits(program: Program) -> dict[str, int]:
     """Return (exclusive) limits of inputs that address memory: they are checked before every step."""
     limits: dict[str, int] = {}
+    made = {id(output): node for node in program.nodes for output in node.outputs}
 
     def bound(symbol: Symbol, limit: int) -> None:
+        node = made.get(id(symbol))
+        if node is not None and node.op.name == "unpadded_positions":
+            symbol, limit = node.args[0].positions, limit - node.attributes["padding"] - 1
         limits[symbol.name] = min(limit, limits.get(symbol.name, limit))
 
     for node in program.nodes:

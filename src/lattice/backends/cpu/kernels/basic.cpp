@@ -1,4 +1,4 @@
-// add, mul and take_rows: the plain element and row movements.
+// add, mul, scale and take_rows: the plain element and row movements.
 #include <algorithm>
 #include <cstring>
 
@@ -30,6 +30,18 @@ KERNEL(add, no_scratch) {
 // mul(x, y) -> x * y
 KERNEL(mul, no_scratch) {
   elementwise(call, [](vf a, vf b) { return a * b; });
+}
+
+// scale(x) -> x * factor
+KERNEL(scale, no_scratch) {
+  const float* x = call.data<float>(0);
+  float* y = call.data<float>(1);
+  const vf factor = set1(call.real(0));
+  call.tiles(call.rows(0) * call.width(0), 16384, [&](int64_t begin, int64_t end) {
+    int64_t i = begin;
+    for (; i + lanes <= end; i += lanes) store(y + i, load(x + i) * factor);
+    if (i < end) store_n(y + i, load_n(x + i, int(end - i)) * factor, int(end - i));
+  });
 }
 
 // take_rows(x, rows) -> the named rows of x
