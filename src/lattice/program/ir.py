@@ -68,9 +68,9 @@ class Program:
         shapes = {name: tuple(width if d == "width" else d for d in s) for name, s in Step.SHAPES.items()}
         return Step(**{name: self.input(name, *s, dtype="i32", kind="step") for name, s in shapes.items()})
 
-    def sampling(self, history: int = 1) -> Sampling:
-        """Declare the sampling inputs; `history` is the largest number of penalised ids of a step."""
-        shapes = {n: tuple(history if d == "history" else d for d in s) for n, s in Sampling.SHAPES.items()}
+    def sampling(self, edits: int = 1) -> Sampling:
+        """Declare the sampling inputs; `edits` is the largest number of listed ids of a step."""
+        shapes = {n: tuple(edits if d == "edits" else d for d in s) for n, s in Sampling.SHAPES.items()}
         dtypes = Sampling.DTYPES
         made = {n: self.input(n, *s, dtype=dtypes.get(n, "i32"), kind="sampling") for n, s in shapes.items()}
         return Sampling(**made)
@@ -116,10 +116,11 @@ class Program:
 
     def _outputs(self, op: Op, args: tuple, shapes: list[Shape]) -> tuple[Symbol, ...]:
         written = [args[op.inputs.index(name)] for name in op.writes]
+        dtypes = (op.dtype,) * len(shapes) if isinstance(op.dtype, str) else op.dtype
         outputs = []
         for position, shape in enumerate(shapes):
             source = written[position] if position < len(written) else None
-            dtype, kind = (source.dtype, source.kind) if source is not None else (op.dtype, "value")
+            dtype, kind = (source.dtype, source.kind) if source is not None else (dtypes[position], "value")
             outputs.append(Symbol(tuple(shape), dtype, f"%{self.made}", kind, self))
             self.made += 1
         for old in written:

@@ -139,7 +139,11 @@ class CpuPlan(Plan):
             if len(step.rows) and not _below(np.asarray(step.rows), counts[0]):
                 raise expected("cpu", f"rows from 0 to {counts[0] - 1}", np.asarray(step.rows).tolist())
         if sampling is not None:
-            _check_ragged("history_offsets", sampling.history_offsets, len(sampling.history), least=0)
+            edits = len(sampling.edit_ids)
+            _check_ragged("edit_offsets", sampling.edit_offsets, edits, least=0)
+            if len(sampling.edit_bias) != edits or len(sampling.edit_counts) != edits:
+                got = f"{len(sampling.edit_bias)} and {len(sampling.edit_counts)}"
+                raise expected("cpu", f"edit_bias and edit_counts of {edits} entries, as edit_ids has", got)
 
     def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return copies of the outputs."""
@@ -275,5 +279,7 @@ def _limits(program: Program) -> dict[str, int]:
             bound(step.page_table, arguments["k_pages"].shape[0])
             bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
         elif node.op.name == "sample":
-            bound(arguments["sampling"].history, arguments["logits"].shape[-1])
+            bound(arguments["sampling"].edit_ids, arguments["logits"].shape[-1])
+        elif node.op.name == "logprobs":
+            bound(arguments["tokens"], arguments["logits"].shape[-1])
     return limits
