@@ -7,7 +7,8 @@ anew with every step. It has no dtypes of weights either: those are the checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,19 @@ class Node:
     attributes: dict[str, Any]
     outputs: tuple[Symbol, ...]
 
-    def reads(self) -> Iterator[Symbol]:
-        """Yield every symbol this node reads, the fields of a Step among them."""
+    def reads(self) -> list[Symbol]:
+        """Return every symbol this node reads, the fields of a Step among them."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> list[Symbol]:  # every pass asks
+        found: list[Symbol] = []
         for argument in self.args:
             if isinstance(argument, Symbol):
-                yield argument
+                found.append(argument)
             elif isinstance(argument, Step | Sampling):
-                yield from (getattr(argument, f.name) for f in fields(argument))
+                found += vars(argument).values()
+        return found
 
     def inputs(self) -> Iterator[tuple[str, Symbol]]:
         """Yield (input name, symbol) for the inputs that are single symbols."""

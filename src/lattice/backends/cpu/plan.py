@@ -7,9 +7,10 @@ step overwrites. It refers to weights and state buffers that others own.
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import gt
 from typing import Any
 
@@ -61,7 +62,7 @@ class CpuPlan(Plan):
         return tuple(self.capacity.size(d) for d in symbol.shape)
 
     def _bytes(self, symbol: Symbol) -> int:
-        return int(np.prod(self._shape(symbol), dtype=np.int64)) * np.dtype(STORAGE[symbol.dtype]).itemsize
+        return math.prod(self._shape(symbol)) * np.dtype(STORAGE[symbol.dtype]).itemsize
 
     def _input_buffers(self, bound: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         buffers = {}
@@ -83,10 +84,10 @@ class CpuPlan(Plan):
     # ---- records ---------------------------------------------------------------------------------------------------
     def _build(self, weights: CpuWeights | None, state: Mapping[str, np.ndarray]) -> int:
         owner = self.program.storage()
-        tensors: list[list[Tensor]] = []
-        for node in self.program.nodes:
-            symbols = [*_flat_arguments(node), *node.outputs]
-            tensors.append([self._tensor(symbol, weights, state, owner) for symbol in symbols])
+        flat = [[*_flat_arguments(node), *node.outputs] for node in self.program.nodes]
+        distinct = {id(symbol): symbol for symbols in flat for symbol in symbols}
+        made = {key: self._tensor(symbol, weights, state, owner) for key, symbol in distinct.items()}
+        tensors = [[made[id(symbol)] for symbol in symbols] for symbols in flat]
         parameters = [_parameters(node) for node in self.program.nodes]
         records = (Record * len(tensors))()
         for record, node, arguments, words in zip(records, self.program.nodes, tensors, parameters, strict=True):
@@ -234,7 +235,7 @@ def _flat_arguments(node: Node) -> Iterator[Symbol | None]:
     """Yield the inputs of a node, a Step or Sampling expanded to its fields."""
     for argument in node.args:
         if isinstance(argument, Step | Sampling):
-            yield from (getattr(argument, f.name) for f in fields(argument))
+            yield from vars(argument).values()
         else:
             yield argument
 
