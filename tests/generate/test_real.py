@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from conftest import runnable_targets
 from small_models import draw_tokens
 
 import lattice
+from lattice.backends.cpu import CpuBackend
+from lattice.generate import LanguageModel
 from lattice.generate.sampling import SamplingSettings
+from lattice.models import family
+from lattice.weights.load import open_model
+from lattice.weights.sources import resolve
 
 pytestmark = pytest.mark.real
 
@@ -31,6 +37,28 @@ def test_greedy_text_makes_sense(smollm2):
     answer = smollm2.generate([{"role": "user", "content": "What color is the sky on a clear day?"}], max_tokens=60)
     assert "blue" in answer.text
     assert "<|" not in answer.text
+
+
+PROMPTS = (
+    "The capital of France is", "One, two, three, four, five,", "Once upon a time there was a",
+    "The sky is blue because", "Water boils at", "My favourite book is", "The three primary colours are",
+    "In 1969, people first", "A dog is an animal that", "To make a cup of tea,",
+    "The largest planet of the solar system is", "def add(a, b):\n    return",
+    "Photosynthesis is the process by which", "Dear Sir or Madam,", "The opposite of hot is", "Shakespeare wrote",
+    "The recipe needs two eggs,", "If it rains tomorrow,", "Mathematics is the study of",
+    "The train leaves at noon and",
+)  # fmt: skip
+
+
+def test_every_target_writes_the_same_text():
+    """Greedy text of 20 prompts, and the bits of the logits: a processor changes the speed and nothing else."""
+    found = {}
+    for target in runnable_targets():
+        model = LanguageModel(open_model(resolve("smollm2-135m"), family), CpuBackend(target), context=256)
+        texts = [model.generate(prompt, max_tokens=16, temperature=0).tokens for prompt in PROMPTS]
+        found[target] = texts, model.logits(model.tokenizer.encode(PROMPTS[1])).tobytes()
+        model.close()
+    assert all(found[target] == found["scalar"] for target in found)
 
 
 def test_an_answer_ends_with_its_turn(smollm2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_harness import as_float64, case, close, eager, run, sampled_ops, samples
+from op_harness import as_float64, case, close, eager, rounded_to_8_bits, run, sampled_ops, samples, tolerance
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
@@ -16,7 +16,6 @@ from lattice.program import trace
 from lattice.step import Step
 
 TRAINING_ONLY = {"cross_entropy"}  # its native kernels come with training
-TOLERANCE = {"activation": 2e-6, "add": 0, "mul": 0, "take_rows": 0, "embedding": 0, "append_kv": 0}
 
 
 @pytest.mark.parametrize("name", sampled_ops())
@@ -37,10 +36,10 @@ def test_cpu_agrees_with_the_reference(name, cpu_target):
         made = case(op, sample)
         outputs, state = run(backend, made)
         wanted = eager(op, sample)
-        tolerance = TOLERANCE.get(name, 1e-5)
         values = [w for w, symbol in zip(wanted, made.outputs, strict=True) if symbol.kind == "value"]
         for got, value in zip(outputs, values, strict=True):
-            assert close(got, value, tolerance), (sample.attributes, [getattr(a, "value", a) for a in sample.args])
+            inputs = [getattr(argument, "value", argument) for argument in sample.args]
+            assert close(got, value, tolerance(name)), (sample.attributes, inputs)
         states = [w for w, symbol in zip(wanted, made.outputs, strict=True) if symbol.kind == "state"]
         for got, value in zip(state.values(), states, strict=False):
             assert np.array_equal(got, value)
@@ -105,15 +104,6 @@ def test_products_of_every_weight_format(dtype, shape, cpu_target):
             x = rounded_to_8_bits(x)
         wanted = x.astype(np.float64) @ dense(weight).astype(np.float64).T
         assert close(got, wanted, 1e-5)
-
-
-def rounded_to_8_bits(x):
-    """Return activations as the integer kernels see them: 32 values share the scale max|x| / 127."""
-    blocks = x.reshape(-1, 32)
-    largest = np.abs(blocks).max(1, keepdims=True)
-    inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0).astype(np.float32)
-    scale = largest * np.float32(1 / 127)
-    return (np.rint(blocks * inverse) * scale).reshape(x.shape)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_1"])

@@ -106,8 +106,7 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
         for (int line = 0; line < block + head / 2; line += 64) prefetch(bytes[v] + ahead + line);
     }
     vf whole[V][T];
-    if constexpr (q8) dot_q8_0<V, T>(bytes, x, whole);
-    else dot_q4_1<V, T>(bytes, x, whole);
+    dot<q8 ? 8 : 4, q8 ? 128 : 0, -1, V, T>(bytes, x, whole);
     vf scale[V], minimum[V];
     LATTICE_UNROLL
     for (int v = 0; v < V; v++) {

@@ -161,9 +161,11 @@ struct Row {
     double sum = 0;
     for (int64_t block = number * chunk; block < end; block += 512) {
       const int64_t stop = std::min(end, block + 512);
-      vf part = zero();
-      for (int64_t i = block; i < stop; i += lanes) part = part + weights(i, stop);
-      sum += double(reduce_add(part));
+      vf sums[parts];
+      for (vf& part : sums) part = zero();
+      for (int64_t i = block; i < stop; i += 16)
+        for (int p = 0; p < parts; p++) sums[p] = sums[p] + weights(i + p * lanes, stop);
+      sum += double(reduce_add(sums));
     }
     chunks[number].sum = sum;
   }

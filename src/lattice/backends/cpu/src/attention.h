@@ -102,7 +102,7 @@ inline vf lane_numbers() {
 // Scores become p; the row's m, l and acc move to the new maximum. Lanes outside the range become 0.
 // `scale` includes 1 / ln 2: exponentials are taken to base 2.
 template <bool whole> inline void soften(Row& row, float* scores, int64_t head_dim, float scale) {
-  const int first = whole ? 0 : row.begin / lanes, last = whole ? span / lanes : (row.end + lanes - 1) / lanes;
+  const int first = whole ? 0 : row.begin / 16 * parts, last = whole ? span / lanes : (row.end + 15) / 16 * parts;
   const vf none = set1(-std::numeric_limits<float>::infinity());
   vf top = none;
   for (int j = first; j < last; ++j) {
@@ -126,12 +126,15 @@ template <bool whole> inline void soften(Row& row, float* scores, int64_t head_d
     for (; d + lanes <= head_dim; d += lanes) store(row.sums + d, load(row.sums + d) * shrink);
     if (d < head_dim) store_n(row.sums + d, load_n(row.sums + d, int(head_dim - d)) * shrink, int(head_dim - d));
   }
-  vf total = zero();
-  for (int j = first; j < last; ++j) {
-    const vf p = exp2_down(load(scores + j * lanes) - set1(highest));
-    store(scores + j * lanes, p);
-    total = total + p;
-  }
+  vf total[parts];
+  for (vf& part : total) part = zero();
+  for (int j = first; j < last; j += parts)
+    LATTICE_UNROLL
+    for (int i = 0; i < parts; ++i) {
+      const vf p = exp2_down(load(scores + (j + i) * lanes) - set1(highest));
+      store(scores + (j + i) * lanes, p);
+      total[i] = total[i] + p;
+    }
   row.total += reduce_add(total);
 }
 

@@ -1,183 +1,152 @@
-// Integer products of one block: V vectors of weight rows times T activation records, exact on every target.
+// Integer products of one group of k: V vectors of weight rows times T activation records, exact on every target.
 //
-//   sum[v][t](lane) = sum over the block's 32 k of w[row of lane][k] * q[t][k]     as a float (below 2^20: exact)
+//   sum[v][t](lane) = sum over the group's k of (w[row of lane][k] - offset) * q[t][k]    as a float
 //
-// A lane is a row: four bytes of k lie in each 32-bit lane of a weight vector (tiles.h), the same four bytes of an
-// activation are broadcast to all lanes. This is the only file with integer-dot instructions:
-//   AVX-512  vpdpbusd: four u8 x s8 products added to an i32 lane.
-//   AVX2     vpmaddubsw: two u8 x s8 products in an i16. Nibbles are at most 15, so eight of them (a whole block) stay
-//            within 8 * 2 * 15 * 127 = 30480 and are widened once. Bytes are |w| times q with the sign of w:
-//            2 * 128 * 127 = 32512, widened every time.
-//   scalar   what it means.
+// A lane is a row: four bytes of k, a unit, lie in each 32-bit lane of a weight vector (tiles.h); the same four bytes of
+// an activation are broadcast to all lanes. What a format means is written here once; how a target multiplies bytes is
+// written in the one file that is included below, which defines:
+//
+//   Bytes                  a weight vector, four unsigned bytes of each of `lanes` rows
+//     load_bytes(p)        from vector_bytes bytes of any alignment
+//     only<m>(a), a | b    bit by bit; m: the same byte everywhere
+//     up<n>(a), down<n>(a) shifted by n bits; what comes in from a neighbouring byte is for the caller to mask
+//   Whole                  an int32 in each lane
+//     whole(i)             the same in all lanes
+//     mix<a, b>(half)      a * half[0] + b * half[1] in all lanes
+//   values(q), four<j>()   the 32 activations of a record; of those, numbers 4j to 4j+3 for all lanes
+//   Sum<bits>              one exact sum of products for each lane
+//     prepare(bytes)       static: what can be done to a weight vector once for all tokens
+//     start(seed)          the first call; `seed` is what the sum starts from
+//     add<i>(w, four)      the i-th four products, i = 0, 1, ...; w is prepared and has at most `bits` bits, unsigned.
+//                          Sum<8> takes value + 128, and seed is -128 * sum(q): for targets that multiply unsigned
+//                          bytes; the others make the value in prepare and leave this seed alone
+//     total(seed)          the last call: the sum, as floats; seed as given to start (a target adds it here or there)
+//
 // bf16 weights have no place here: vdpbf16ps would round the activations too, so they are widened to floats.
 #pragma once
+#include <type_traits>
+#include <utility>
+
 #include "quantise.h"
 
 namespace lattice {
 
 constexpr int vector_bytes = 4 * lanes;   // bytes of one weight vector that belong to `lanes` rows
 
-#if defined(__AVX512F__)
-
-LATTICE_INLINE __m512i four(const int8_t* q) {
-  int32_t bytes;
-  std::memcpy(&bytes, q, 4);
-  return _mm512_set1_epi32(bytes);
+// body(0), body(1), ..., body(N - 1) with constants.
+template <int N, class Body> LATTICE_INLINE void repeat(Body&& body) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, I>()), ...);
+  }(std::make_integer_sequence<int, N>());
 }
 
-// w[v]: the first of the block's 8 vectors, 64 bytes apart; bytes are value + 128.
-template <int V, int T>
-LATTICE_INLINE void dot_q8_0(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  __m512i s[V][T];
-  LATTICE_UNROLL
-  for (int t = 0; t < T; t++)
-    LATTICE_UNROLL
-    for (int v = 0; v < V; v++) s[v][t] = _mm512_set1_epi32(x[t]->minus_128);
-  LATTICE_UNROLL
-  for (int j = 0; j < 8; j++) {
-    __m512i bytes[V];
-    LATTICE_UNROLL
-    for (int v = 0; v < V; v++) bytes[v] = _mm512_loadu_si512(w[v] + 64 * j);
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) {
-      const __m512i q = four(x[t]->q + 4 * j);
-      LATTICE_UNROLL
-      for (int v = 0; v < V; v++) s[v][t] = _mm512_dpbusd_epi32(s[v][t], bytes[v], q);
+}  // namespace lattice
+
+#if defined(__AVX512F__)
+#include "dot_avx512.h"
+#elif defined(__AVX2__)
+#include "dot_avx2.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "dot_neon.h"
+#else
+#include "dot_scalar.h"
+#endif
+
+namespace lattice {
+
+// How a group of weights of so many bits lies in its vectors, 64 bytes apart. Step i yields `units` vectors of bytes,
+// the j-th of them unit(i, j) of the group.
+template <int bits> struct Unpack;
+
+template <> struct Unpack<8> {   // 8 vectors: vector i is unit i
+  static constexpr int steps = 8, units = 1;
+  static constexpr int unit(int i, int) { return i; }
+  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[1]) { out[0] = load_bytes(w + 64 * i); }
+};
+
+template <> struct Unpack<4> {   // 4 vectors: low nibbles of vector i are unit i, high ones unit i + 4
+  static constexpr int steps = 4, units = 2;
+  static constexpr int unit(int i, int j) { return i + 4 * j; }
+  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[2]) {
+    const Bytes both = load_bytes(w + 64 * i);
+    out[0] = only<15>(both);
+    out[1] = only<15>(down<4>(both));
+  }
+};
+
+template <> struct Unpack<5> {   // the 4 vectors of 4 bits, then one whose bit u is the fifth bit of unit u
+  static constexpr int steps = 4, units = 2;
+  static constexpr int unit(int i, int j) { return i + 4 * j; }
+  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[2]) {
+    Unpack<4>::step<i>(w, out);
+    const Bytes fifth = load_bytes(w + 256);
+    out[0] = out[0] | only<16>(up<4 - i>(fifth));
+    out[1] = out[1] | only<16>(down<i>(fifth));
+  }
+};
+
+template <> struct Unpack<6> {   // 16 k: 2 vectors with units 2i and 2i + 1; one with their high bits, unit u at 2 * u
+  static constexpr int steps = 2, units = 2;
+  static constexpr int unit(int i, int j) { return 2 * i + j; }
+  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[2]) {
+    Unpack<4>::step<i>(w, out);
+    const Bytes high = load_bytes(w + 128);
+    if constexpr (i == 0) {
+      out[0] = out[0] | only<48>(up<4>(high));
+      out[1] = out[1] | only<48>(up<2>(high));
+    } else {
+      out[0] = out[0] | only<48>(high);
+      out[1] = out[1] | only<48>(down<2>(high));
     }
   }
-  LATTICE_UNROLL
-  for (int v = 0; v < V; v++)
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[v][t] = {_mm512_cvtepi32_ps(s[v][t])};
+};
+
+// What undoes the offset of weights stored unsigned, for the whole record or for its half 0 or 1.
+template <int offset, int half> LATTICE_INLINE Whole seed(const Quantised& x) {
+  if constexpr (offset == 0) return whole(0);
+  else if constexpr (offset == 8) return whole(x.minus_8);
+  else if constexpr (offset == 128) return whole(x.minus_128);
+  else if constexpr (half < 0) return mix<-offset, -offset>(x.half);
+  else return half ? mix<0, -offset>(x.half) : mix<-offset, 0>(x.half);
 }
 
-// w[v]: the first of the block's 4 vectors of nibbles, 64 bytes apart.
-template <int V, int T>
-LATTICE_INLINE void dot_q4_1(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  const __m512i mask = _mm512_set1_epi8(15);
-  __m512i s[V][T];
+// w[v]: the group's first vector. half: -1 for a group of 32 k; 0 or 1 for the half of the record that a group of 16
+// belongs to.
+template <int bits, int offset, int half, int V, int T>
+LATTICE_INLINE void dot(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
+  using Layout = Unpack<bits>;
+  constexpr int units = Layout::units, first = half > 0 ? 4 : 0;
+  Sum<bits> s[V][T];
+  Whole start[T];
   LATTICE_UNROLL
-  for (int v = 0; v < V; v++)
+  for (int t = 0; t < T; t++) {
+    start[t] = seed<offset, half>(*x[t]);
     LATTICE_UNROLL
-    for (int t = 0; t < T; t++) s[v][t] = _mm512_setzero_si512();
-  LATTICE_UNROLL
-  for (int j = 0; j < 4; j++) {
-    __m512i low[V], high[V];
+    for (int v = 0; v < V; v++) s[v][t].start(start[t]);
+  }
+  repeat<Layout::steps>([&](auto i) __attribute__((always_inline)) {
+    decltype(Sum<bits>::prepare(load_bytes(w[0]))) weights[V][units];
     LATTICE_UNROLL
     for (int v = 0; v < V; v++) {
-      const __m512i both = _mm512_loadu_si512(w[v] + 64 * j);
-      low[v] = _mm512_and_si512(both, mask);
-      high[v] = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+      Bytes bytes[units];
+      Layout::template step<i>(w[v], bytes);
+      LATTICE_UNROLL
+      for (int j = 0; j < units; j++) weights[v][j] = Sum<bits>::prepare(bytes[j]);
     }
     LATTICE_UNROLL
     for (int t = 0; t < T; t++) {
-      const __m512i a = four(x[t]->q + 4 * j), b = four(x[t]->q + 16 + 4 * j);
+      const auto q = values(x[t]->q);
       LATTICE_UNROLL
       for (int v = 0; v < V; v++)
-        s[v][t] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(s[v][t], low[v], a), high[v], b);
+        repeat<units>([&](auto j) __attribute__((always_inline)) {
+          s[v][t].template add<i * units + j>(weights[v][j], four<first + Layout::unit(i, j)>(q));
+        });
     }
-  }
+  });
   LATTICE_UNROLL
   for (int v = 0; v < V; v++)
     LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[v][t] = {_mm512_cvtepi32_ps(s[v][t])};
+    for (int t = 0; t < T; t++) sum[v][t] = s[v][t].total(start[t]);
 }
-
-#elif defined(__AVX2__)
-
-LATTICE_INLINE __m256i four(const int8_t* q) {
-  int32_t bytes;
-  std::memcpy(&bytes, q, 4);
-  return _mm256_set1_epi32(bytes);
-}
-// Compilers turn a chain of integer additions into a tree, which needs more than 16 registers; this hides the chain.
-LATTICE_INLINE __m256i keep(__m256i x) {
-#if defined(__GNUC__)
-  asm("" : "+x"(x));
-#endif
-  return x;
-}
-LATTICE_INLINE __m256i load_bytes(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
-
-template <int V, int T>
-LATTICE_INLINE void dot_q8_0(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  const __m256i offset = _mm256_set1_epi8(-128), ones = _mm256_set1_epi16(1);
-  __m256i s[V][T];
-  LATTICE_UNROLL
-  for (int j = 0; j < 8; j++)
-    LATTICE_UNROLL
-    for (int v = 0; v < V; v++) {
-      const __m256i value = _mm256_xor_si256(load_bytes(w[v] + 64 * j), offset), magnitude = _mm256_abs_epi8(value);
-      LATTICE_UNROLL
-      for (int t = 0; t < T; t++) {
-        const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(four(x[t]->q + 4 * j), value));
-        const __m256i fours = _mm256_madd_epi16(pairs, ones);
-        s[v][t] = keep(j ? _mm256_add_epi32(s[v][t], fours) : fours);
-      }
-    }
-  LATTICE_UNROLL
-  for (int v = 0; v < V; v++)
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[v][t] = {_mm256_cvtepi32_ps(s[v][t])};
-}
-
-template <int V, int T>
-LATTICE_INLINE void dot_q4_1(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  const __m256i mask = _mm256_set1_epi8(15), ones = _mm256_set1_epi16(1);
-  __m256i s[V][T];
-  LATTICE_UNROLL
-  for (int j = 0; j < 4; j++) {
-    __m256i low[V], high[V];
-    LATTICE_UNROLL
-    for (int v = 0; v < V; v++) {
-      const __m256i both = load_bytes(w[v] + 64 * j);
-      low[v] = _mm256_and_si256(both, mask);
-      high[v] = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
-    }
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) {
-      const __m256i a = four(x[t]->q + 4 * j), b = four(x[t]->q + 16 + 4 * j);
-      LATTICE_UNROLL
-      for (int v = 0; v < V; v++) {
-        const __m256i pairs = _mm256_maddubs_epi16(low[v], a);
-        s[v][t] = keep(j ? _mm256_add_epi16(s[v][t], pairs) : pairs);
-        s[v][t] = keep(_mm256_add_epi16(s[v][t], _mm256_maddubs_epi16(high[v], b)));
-      }
-    }
-  }
-  LATTICE_UNROLL
-  for (int v = 0; v < V; v++)
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[v][t] = {_mm256_cvtepi32_ps(_mm256_madd_epi16(s[v][t], ones))};
-}
-
-#else
-
-template <int V, int T>
-inline void dot_q8_0(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  for (int v = 0; v < V; v++)
-    for (int t = 0; t < T; t++)
-      for (int r = 0; r < lanes; r++) {
-        int32_t s = x[t]->minus_128;
-        for (int i = 0; i < 32; i++) s += w[v][64 * (i / 4) + 4 * r + i % 4] * x[t]->q[i];
-        sum[v][t].v[r] = float(s);
-      }
-}
-
-template <int V, int T>
-inline void dot_q4_1(const uint8_t* const (&w)[V], const Quantised* const (&x)[T], vf (&sum)[V][T]) {
-  for (int v = 0; v < V; v++)
-    for (int t = 0; t < T; t++)
-      for (int r = 0; r < lanes; r++) {
-        int32_t s = 0;
-        for (int i = 0; i < 16; i++) {
-          const int both = w[v][64 * (i / 4) + 4 * r + i % 4];
-          s += (both & 15) * x[t]->q[i] + (both >> 4) * x[t]->q[i + 16];
-        }
-        sum[v][t].v[r] = float(s);
-      }
-}
-
-#endif
 
 }  // namespace lattice

@@ -3,7 +3,7 @@
 //   rms:   y = x / sqrt(mean(x^2) + eps) * weight
 //   layer: y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias
 //
-// Sums run through four accumulators in one order that the width alone fixes.
+// Sums run in one order that the width alone fixes, on every target.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -12,23 +12,27 @@
 
 namespace lattice {
 
-// Sum of term(vector of x) over a row; the lanes past its end do not count.
+// Sum of term(vector of x) over a row: four sums of sixteen lanes side by side, then what is left value by value.
 template <class Term> inline float row_sum(const float* x, int64_t n, Term&& term) {
-  vf a = zero(), b = zero(), c = zero(), d = zero();
+  vf sums[4][parts];
+  for (auto& sum : sums)
+    for (vf& part : sum) part = zero();
   int64_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    a = term(load(x + i), a);
-    b = term(load(x + i + lanes), b);
-    c = term(load(x + i + 2 * lanes), c);
-    d = term(load(x + i + 3 * lanes), d);
-  }
-  for (; i + lanes <= n; i += lanes) a = term(load(x + i), a);
-  float sum = reduce_add((a + b) + (c + d));
-  if (i < n) {
-    // The last lanes are summed on their own: a term of a zero need not be zero.
+  for (; i + 64 <= n; i += 64)
+    LATTICE_UNROLL
+    for (int s = 0; s < 4; s++)
+      LATTICE_UNROLL
+      for (int p = 0; p < parts; p++) sums[s][p] = term(load(x + i + 16 * s + lanes * p), sums[s][p]);
+  for (; i + 16 <= n; i += 16)
+    for (int p = 0; p < parts; p++) sums[0][p] = term(load(x + i + lanes * p), sums[0][p]);
+  vf folded[parts];
+  for (int p = 0; p < parts; p++) folded[p] = (sums[0][p] + sums[1][p]) + (sums[2][p] + sums[3][p]);
+  float sum = reduce_add(folded);
+  for (; i < n; i += lanes) {            // a term of a zero need not be zero: only lanes that exist are added
+    const int rest = int(n - i < lanes ? n - i : lanes);
     alignas(64) float tail[lanes];
-    store(tail, term(load_n(x + i, int(n - i)), zero()));
-    for (int64_t j = 0; i + j < n; ++j) sum += tail[j];
+    store(tail, term(load_n(x + i, rest), zero()));
+    for (int j = 0; j < rest; ++j) sum += tail[j];
   }
   return sum;
 }

@@ -17,10 +17,6 @@
 #include "platform.h"
 #include "pool.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #ifndef LATTICE_TARGET
 #define LATTICE_TARGET "scalar"
 #endif
@@ -208,20 +204,7 @@ using namespace lattice;
 const char* lattice_error(void) { return last_error.c_str(); }
 const char* lattice_target(void) { return LATTICE_TARGET; }
 
-const char* lattice_best_target(void) {
-#if defined(__x86_64__)
-  __builtin_cpu_init();                   // its answers include whether the system saves the wide registers
-  unsigned a, b, c, d;                    // F16C by hand: Clang 14 does not know its name
-  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
-  const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  return avx512 ? "avx512" : avx2 ? "avx2" : "scalar";
-#else
-  return "scalar";
-#endif
-}
+const char* lattice_best_target(void) { return platform::best_target(); }
 
 void* lattice_alloc(int64_t bytes, int32_t huge) {
   void* memory = platform::allocate(bytes, huge != 0);

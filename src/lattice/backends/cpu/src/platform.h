@@ -1,4 +1,5 @@
-// Everything the native core asks of the operating system: pause and yield, aligned memory with huge pages, fork hooks.
+// Everything the native core asks of the operating system: what the processor has, pause and yield, aligned memory with
+// huge pages, fork hooks.
 // No other file includes an OS header, so a port to a new system is a port of this file.
 #pragma once
 #include <cstdint>
@@ -15,8 +16,39 @@
 #include <sched.h>
 #include <sys/mman.h>
 #endif
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace lattice::platform {
+
+// The best target that this processor runs: it has everything that the target's flags in CMakeLists.txt name, and the
+// system saves the registers.
+inline const char* best_target() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  unsigned a, b, c, d;                    // F16C by hand: Clang 14 does not know its name
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) && (c & (1u << 29));
+  const bool avx2 = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
+  return avx512 ? "avx512" : avx2 ? "avx2" : "scalar";
+#elif defined(__aarch64__) && defined(__linux__)
+  // Armv8.2 as compilers use it (crc32, atomics, asimdrdm), and dot products (asimddp): HWCAP bits of the kernel's ABI.
+  constexpr unsigned long needed = 1ul << 7 | 1ul << 8 | 1ul << 12 | 1ul << 20;
+  return (getauxval(AT_HWCAP) & needed) == needed ? "neon" : "scalar";
+#elif defined(__aarch64__) && defined(__APPLE__)
+  return "neon";                          // every Mac with this processor family has all of it
+#elif defined(__aarch64__) && defined(_WIN32)
+  constexpr DWORD dot_products = 43;      // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which older headers lack
+  return IsProcessorFeaturePresent(dot_products) ? "neon" : "scalar";
+#else
+  return "scalar";
+#endif
+}
 
 // Tell the core that this is a spin loop: some 40 cycles of low power, and a sibling hyperthread gets the units.
 inline void pause() {

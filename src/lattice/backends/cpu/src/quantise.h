@@ -1,4 +1,4 @@
-// Activations for integer products: 32 values as int8 with one scale, in records of 48 bytes.
+// Activations for integer products: 32 values as int8 with one scale, in records of 52 bytes.
 //
 //   d = max|x| / 127,  q = round_to_even(x / d),  x ~ d * q
 //
@@ -15,8 +15,9 @@ struct Quantised {
   float sum;            // d * sum(q): times a block's minimum (q4_1)
   int32_t minus_8;      // -8 * sum(q), -128 * sum(q): seeds that undo the offset of weights stored unsigned
   int32_t minus_128;
+  int16_t half[2];      // sum(q) of the first and of the last 16: seeds of formats with a scale for 16 weights (mix)
 };
-static_assert(sizeof(Quantised) == 48);
+static_assert(sizeof(Quantised) == 52);
 
 // 32 floats -> one record. Where a value is not finite, d is NaN and with it every result.
 inline void quantise(const float* x, Quantised& record) {
@@ -29,17 +30,20 @@ inline void quantise(const float* x, Quantised& record) {
   }
   const float largest = reduce_max(top);
   const vf scale = set1(largest > 1e-36f ? 127.0f / largest : 0.0f);   // below, the quotient would overflow
-  vf total = zero();
+  vf total[2] = {zero(), zero()};
   LATTICE_UNROLL
   for (int i = 0; i < vectors; i++) {
     vf q = round(v[i] * scale);
     store_i8(record.q + i * lanes, q);
-    total = total + q;
+    total[2 * i / vectors] = total[2 * i / vectors] + q;
   }
-  const float sum = reduce_add(total);                                 // whole, at most 4064 in magnitude; or NaN
+  const float first = reduce_add(total[0]), last = reduce_add(total[1]);
+  const float sum = first + last;                                      // whole, at most 4064 in magnitude; or NaN
   record.d = sum == sum ? largest / 127.0f : sum;
   record.sum = record.d * sum;
-  const int32_t whole = sum == sum ? int32_t(sum) : 0;
+  record.half[0] = sum == sum ? int16_t(first) : int16_t(0);
+  record.half[1] = sum == sum ? int16_t(last) : int16_t(0);
+  const int32_t whole = record.half[0] + record.half[1];
   record.minus_8 = -8 * whole;
   record.minus_128 = -128 * whole;
 }

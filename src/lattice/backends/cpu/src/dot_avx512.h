@@ -1,0 +1,39 @@
+// dot.h on AVX-512 with VNNI. vpdpbusd: four u8 x s8 products added to an i32 lane, nothing ever saturates.
+#pragma once
+#include "quantise.h"
+
+namespace lattice {
+
+struct Bytes { __m512i v; };
+LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+template <int m> LATTICE_INLINE Bytes only(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(m))}; }
+LATTICE_INLINE Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int n> LATTICE_INLINE Bytes up(Bytes a) { return n ? Bytes{_mm512_slli_epi16(a.v, n)} : a; }
+template <int n> LATTICE_INLINE Bytes down(Bytes a) { return n ? Bytes{_mm512_srli_epi16(a.v, n)} : a; }
+
+struct Whole { __m512i v; };
+LATTICE_INLINE Whole whole(int32_t i) { return {_mm512_set1_epi32(i)}; }
+template <int a, int b> LATTICE_INLINE Whole mix(const int16_t (&half)[2]) {
+  int32_t both;
+  std::memcpy(&both, half, 4);
+  return {_mm512_madd_epi16(_mm512_set1_epi32(both), _mm512_set1_epi32(int32_t(uint32_t(b) << 16 | uint16_t(a))))};
+}
+
+struct Four { __m512i v; };
+LATTICE_INLINE const int8_t* values(const int8_t (&q)[32]) { return q; }
+template <int j> LATTICE_INLINE Four four(const int8_t* q) {
+  int32_t bytes;
+  std::memcpy(&bytes, q + 4 * j, 4);
+  return {_mm512_set1_epi32(bytes)};
+}
+
+template <int bits> struct Sum {
+  __m512i sum;
+
+  static LATTICE_INLINE Bytes prepare(Bytes w) { return w; }
+  LATTICE_INLINE void start(Whole seed) { sum = seed.v; }
+  template <int i> LATTICE_INLINE void add(Bytes w, Four q) { sum = _mm512_dpbusd_epi32(sum, w.v, q.v); }
+  LATTICE_INLINE vf total(Whole) const { return {_mm512_cvtepi32_ps(sum)}; }
+};
+
+}  // namespace lattice
