@@ -2,7 +2,8 @@
 // ids (R, top) and theirs (R, top).
 //
 // First pass: each chunk of a row by itself, its largest value, the sum of exp(x - largest) and its own `top` largest.
-// Second: the chunks of a row are joined in their order, so the bits do not depend on the number of threads.
+// Second: the chunks of a row are joined in their order, so the bits do not depend on the number of threads, and sums are
+// sixteen partial ones, so they do not depend on the target either.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -48,13 +49,16 @@ void sum_up(const float* x, int64_t begin, int64_t end, Part& part) {
   auto weight = [&](vf v) { return exp(select(v == v, v, set1(lowest)) - set1(part.largest)); };
   for (int64_t block = begin; block < end; block += 512) {
     const int64_t stop = std::min(end, block + 512);
-    vf sums = zero();
-    for (i = block; i + lanes <= stop; i += lanes) sums = sums + weight(load(x + i));
-    if (i < stop) {
-      alignas(64) float padded[lanes];
-      store(padded, set1(lowest));
-      std::copy(x + i, x + stop, padded);
-      sums = sums + weight(load(padded));
+    vf sums[parts];
+    for (vf& each : sums) each = zero();
+    for (i = block; i < stop; i += 16) {
+      alignas(64) float padded[16];
+      const float* from = x + i;
+      if (i + 16 > stop) {
+        std::fill(padded, padded + 16, lowest);
+        from = std::copy(from, x + stop, padded) - (stop - i);
+      }
+      for (int p = 0; p < parts; ++p) sums[p] = sums[p] + weight(load(from + p * lanes));
     }
     part.sum += double(reduce_add(sums));
   }
