@@ -90,7 +90,7 @@ def _enter(made: Case, name: str, argument: Drawn | None) -> Any:
     if isinstance(value, Sampling):
         made.inputs.update({f.name: getattr(value, f.name) for f in fields(value)})
         made.records["sampling"] = value
-        return program.sampling(len(value.history))
+        return program.sampling(len(value.edit_ids))
     if argument.kind == "weight":
         made.weights[name] = value
         return program.input(name, *value.shape, kind="weight")

@@ -74,36 +74,49 @@ class Step:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Inputs of `sample`, one entry per wanted row."""
+    """Inputs of `sample`, one entry per wanted row.
+
+    What changes single logits travels as one sparse list of edits: each row has distinct ids, with the bias of each and
+    how often the row's context holds it, so a step costs what is listed and not a vocabulary.
+    """
 
     temperature: Any  # (R,) float32; 0 takes the most likely token
     top_k: Any  # (R,) int32; 0 keeps all
     top_p: Any  # (R,) float32; 1 keeps all
     min_p: Any  # (R,) float32; 0 keeps all
     repetition: Any  # (R,) float32; 1 is none
+    presence: Any  # (R,) float32; 0 is none
+    frequency: Any  # (R,) float32; 0 is none
     seed: Any  # (R,) int64
     position: Any  # (R,) int32, position of the token to draw: with the seed it fixes the random number
-    history_offsets: Any  # (R + 1,) int32 into `history`
-    history: Any  # (N,) int32, distinct token ids of each row's context
+    edit_offsets: Any  # (R + 1,) int32 into the three lists of edits
+    edit_ids: Any  # (N,) int32, token ids, distinct within a row
+    edit_bias: Any  # (N,) float32, added to the logit
+    edit_counts: Any  # (N,) int32, how often the answer holds the token; 0: only the prompt does; -1: neither
 
     SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {
         "temperature": ("R",), "top_k": ("R",), "top_p": ("R",), "min_p": ("R",), "repetition": ("R",),
-        "seed": ("R",), "position": ("R",), "history_offsets": ("R+1",), "history": ("history",),
+        "presence": ("R",), "frequency": ("R",), "seed": ("R",), "position": ("R",),
+        "edit_offsets": ("R+1",), "edit_ids": ("edits",), "edit_bias": ("edits",), "edit_counts": ("edits",),
     }  # fmt: skip
     DTYPES: ClassVar[dict[str, str]] = {
         "temperature": "f32",
         "top_p": "f32",
         "min_p": "f32",
         "repetition": "f32",
+        "presence": "f32",
+        "frequency": "f32",
+        "edit_bias": "f32",
         "seed": "i64",
-    }  # fmt: skip ; the others are i32
+    }  # the others are i32
 
     @classmethod
     def greedy(cls, rows: int) -> Sampling:
         """Return the sampling that takes the most likely token of each of `rows` rows."""
         zeros, ones = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-        none = np.zeros(rows, np.int32)
+        none, nothing = np.zeros(rows, np.int32), np.empty(0, np.int32)
         return cls(
-            zeros, none, ones, zeros, ones, np.zeros(rows, np.int64), none,
-            np.zeros(rows + 1, np.int32), np.empty(0, np.int32),
+            temperature=zeros, top_k=none, top_p=ones, min_p=zeros, repetition=ones, presence=zeros, frequency=zeros,
+            seed=np.zeros(rows, np.int64), position=none, edit_offsets=np.zeros(rows + 1, np.int32),
+            edit_ids=nothing, edit_bias=np.empty(0, np.float32), edit_counts=nothing,
         )  # fmt: skip

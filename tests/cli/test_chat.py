@@ -46,6 +46,16 @@ def test_reset_and_system_begin_anew(cli, chat_model):
     assert typed["tokens"] == option["tokens"] != alone["tokens"]
 
 
+def test_chat_hands_penalties_and_biases_on(cli, chat_model):
+    flags = ("--presence-penalty", 1.5, "--frequency-penalty", 0.5, "--logit-bias", "9=3", "--logit-bias", "8=-inf")
+    got = answers(cli("chat", "-m", chat_model, "-n", 12, "--json", *flags, input="w1\n"))[0]
+    given = dict(presence_penalty=1.5, frequency_penalty=0.5, logit_bias={9: 3, 8: -float("inf")})
+    model, messages = lattice.load(chat_model), [{"role": "user", "content": "w1"}]
+    assert got["tokens"] == model.generate(messages, max_tokens=12, **given).tokens
+    assert got["tokens"] != model.generate(messages, max_tokens=12).tokens
+    assert cli("chat", "-m", chat_model, "--logit-bias", "w9").exit_code == 2
+
+
 def test_retry_answers_the_last_message_again(cli, chat_model):
     first, second = answers(cli("chat", "-m", chat_model, "-n", 5, "--json", input="w1\n/retry\n"))
     assert first["tokens"] == second["tokens"]

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import lattice
+from lattice.cli import _generate
+from lattice.generate import TokenLogprob
 from lattice.weights import cache, sources
 
 COMMANDS = ["embed", "run", "chat", "pull", "list", "bench", "doctor", "eval"]
@@ -158,12 +160,48 @@ def test_run_raw_system_and_standard_input(cli, chat_model):
 
 def test_run_hands_its_options_on(cli, chat_model):
     options = dict(temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=7)
+    options |= dict(presence_penalty=0.5, frequency_penalty=-0.3)
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
     got = result_of(cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags))
     assert got["tokens"] == lattice.load(chat_model).generate("w1", max_tokens=20, **options).tokens
     word = got["text"].split()[4]
     stopped = result_of(cli("run", "-m", chat_model, "--json", "-n", 20, "--raw", "w1", *flags, "--stop", word))
     assert stopped["finish_reason"] == "stop" and word not in stopped["text"].split()
+
+
+def test_run_hands_biases_on(cli, chat_model):
+    got = result_of(
+        cli("run", "-m", chat_model, "--json", "-n", 4, "w1", "--logit-bias", "9=9", "--logit-bias", "8=100")
+    )
+    assert got["tokens"] == [8] * 4
+    first = result_of(cli("run", "-m", chat_model, "--json", "-n", 1, "w1"))["tokens"][0]
+    without = result_of(cli("run", "-m", chat_model, "--json", "-n", 9, "w1", "--logit-bias", f"{first}=-inf"))
+    assert first not in without["tokens"]
+    for text in ("9", "w1=2", "9=x", "=", "9=1=2"):
+        refused(cli("run", "-m", chat_model, "w1", "--logit-bias", text), "ID=VALUE", code=2)
+    refused(cli("run", "-m", chat_model, "w1", "--logit-bias", "9=1", "--logit-bias", "9=2"), "given twice", code=2)
+    refused(cli("run", "-m", chat_model, "w1", "--logit-bias", "9=101"), "logit_bias of token 9 from -100 to 100")
+    refused(cli("run", "-m", chat_model, "w1", "--logit-bias", "100000=1"), "got 100000")
+
+
+def test_run_logprobs(cli, chat_model):
+    got = result_of(cli("run", "-m", chat_model, "--json", "-n", 5, "--raw", "w1", "--logprobs", 2))
+    wanted = lattice.load(chat_model).generate("w1", max_tokens=5, logprobs=2)
+    assert list(got)[3:5] == ["tokens", "logprobs"]
+    assert [entry["token"] for entry in got["logprobs"]] == got["tokens"] == wanted.tokens
+    assert "".join(entry["text"] for entry in got["logprobs"]).strip() == wanted.text
+    for entry, other in zip(got["logprobs"], wanted.logprobs, strict=True):
+        assert entry["logprob"] == round(other.logprob, 6) <= 0
+        assert [(each["token"], each["text"]) for each in entry["top"]] == [(t.token, t.text) for t in other.top]
+        assert list(entry["top"][0]) == ["token", "text", "logprob"] and len(entry["top"]) == 2
+    refused(cli("run", "-m", chat_model, "--logprobs", 2, "w1"), "--json", code=2)
+    refused(cli("run", "-m", chat_model, "--json", "--logprobs", 21, "w1"), "logprobs from 0 to 20")
+
+
+def test_a_logprob_that_json_lacks_is_null(capsys):
+    entry = TokenLogprob(3, "x", -math.inf, (TokenLogprob(4, "y", math.nan), TokenLogprob(5, "z", -0.5)))
+    found = _generate._entry(entry)
+    assert found["logprob"] is None and [each["logprob"] for each in found["top"]] == [None, -0.5]
 
 
 def test_run_errors(cli, chat_model, base_model, encoder):

@@ -11,6 +11,7 @@ import pytest
 
 from lattice.errors import FormatError, LatticeError, LatticeWarning
 from lattice.tokenizers import load_tokenizer, tokenizer_from_gguf
+from lattice.tokenizers.gguf import _shorten
 from lattice.tokenizers.pretokenizers import BY_NAME
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/tokenizers/bpe.json").read_text())
@@ -28,6 +29,19 @@ def test_ids_equal_llama_cpp(name: str) -> None:
         if BY_NAME[name].normal_form and unicodedata.normalize("NFC", text) != text:
             continue  # the models' own tokenizers compose, llama.cpp does not
         assert tokenizer.encode(text, add_special=False) == ids, text
+
+
+def test_merges_are_written_short_where_that_means_the_same(tmp_path: Path) -> None:
+    for pairs in ([["a", "b c"]], [["a", "b"], [" ", "c"]], [["#version", "x"]]):
+        model = {"merges": pairs}
+        _shorten(model)
+        assert model == {"merges": pairs}
+    tokenizer_from_gguf(METADATA, tmp_path, "key")
+    written = json.loads((tmp_path / "key" / "tokenizer.json").read_text())["model"]["merges"]
+    assert written == METADATA["tokenizer.ggml.merges"]
+    without = {"vocab": {}}
+    _shorten(without)
+    assert without == {"vocab": {}}
 
 
 def test_every_distinct_pretokenizer_has_a_golden() -> None:

@@ -146,3 +146,16 @@ def test_a_push_looks_at_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(500):
         stream.push(2 + n % 10)
     assert max(sizes) <= 2 and len(sizes) <= 12
+
+
+def test_the_text_of_one_token_is_that_behind_others() -> None:
+    wanted = {
+        "byte_level": {256: " the", 257: "\ufffd", 258: "<|x｜>", 999: ""},
+        "wordpiece": {3: " the", 4: "ing", 0: " [PAD]"},
+        "byte_fallback": {0: "<s>", 2 + 0xE2: "\ufffd", 2 + 65: "A", 258: " the", 999: ""},
+        "metaspace": {0: " a", 2: "b", 4: "<s>"},
+        "suffixes": {0: "a", 1: "b"},
+        "plain": {1: " b c"},
+    }
+    for kind, texts in wanted.items():
+        assert {token: KINDS[kind].token_text(token) for token in texts} == texts, kind

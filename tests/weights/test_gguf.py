@@ -95,7 +95,16 @@ def test_tokens_that_are_not_utf8_keep_their_bytes(tmp_path: Path) -> None:
     assert GGUFFile(tmp_path / "again.gguf").metadata["tokens"] == got
 
 
-def test_strings_longer_than_the_reading_window(tmp_path: Path) -> None:
+def test_strings_are_a_sequence_that_is_decoded_when_used(tmp_path: Path) -> None:
+    texts = ["a", "", "é"]
+    write_gguf(tmp_path / "m.gguf", {"texts": texts}, {})
+    got = GGUFFile(tmp_path / "m.gguf").metadata["texts"]
+    assert (len(got), "_decoded" in vars(got)) == (3, False)
+    assert got == texts and got == GGUFFile(tmp_path / "m.gguf").metadata["texts"] and got != ["a"]
+    assert (list(got), got[2], got[-3:-1], "é" in got) == (texts, "é", ["a", ""], True)
+
+
+def test_strings_of_all_lengths(tmp_path: Path) -> None:
     texts = ["x" * 700_000, "y" * 3_000_000, "", "z" * 700_000, *(str(n) for n in range(200_000))]
     write_gguf(tmp_path / "m.gguf", {"texts": texts, "after": 7}, {})
     metadata = GGUFFile(tmp_path / "m.gguf").metadata

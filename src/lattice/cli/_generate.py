@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from lattice.generate import Completion, Generation
+    from lattice.generate import Completion, Generation, TokenLogprob
 
 TEMPERATURE = typer.Option(None, "--temperature", "-t", help="0 is greedy; the model's own default if not given.")
 TOP_P = typer.Option(None, "--top-p", help="Draw among the likeliest tokens that have this probability together.")
 TOP_K = typer.Option(None, "--top-k", help="Draw among this many of the likeliest tokens; 0 is all.")
 MIN_P = typer.Option(None, "--min-p", help="Drop tokens less likely than this share of the likeliest.")
 REPETITION = typer.Option(None, "--repetition-penalty", help="Above 1: tokens of the context become less likely.")
+PRESENCE = typer.Option(None, "--presence-penalty", help="-2 to 2; above 0: tokens of the answer become less likely.")
+FREQUENCY = typer.Option(None, "--frequency-penalty", help="-2 to 2; the same for every time the answer holds them.")
+LOGIT_BIAS = typer.Option(
+    None,
+    "--logit-bias",
+    metavar="ID=VALUE",
+    help="Add -100 to 100 to a token's logit, -inf forbids it; may be given again.",
+)
 SEED = typer.Option(None, "--seed", help="Draw the same every time.")
 STOP = typer.Option(None, "--stop", help="End the answer before this text; may be given again.")
 CONTEXT = typer.Option(None, "--context", help="Most tokens of prompt and answer together.")
@@ -33,14 +43,33 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def parse_bias(given: Sequence[str] | None) -> dict[int, float] | None:
+    """Return --logit-bias as a dict of token ids to numbers, None if it was not given."""
+    found: dict[int, float] = {}
+    for text in given or ():
+        token, _, value = text.partition("=")
+        try:
+            pair = int(token), float(value)
+        except ValueError:
+            raise typer.BadParameter(
+                f"expected ID=VALUE, such as 42=-5, got {text!r}", param_hint="--logit-bias"
+            ) from None
+        if pair[0] in found:
+            raise typer.BadParameter(f"token {pair[0]} is given twice", param_hint="--logit-bias")
+        found[pair[0]] = pair[1]
+    return found or None
+
+
 def as_dict(model: str, completion: Completion) -> dict[str, Any]:
     """Return a finished answer as --json prints it."""
     usage, timings = completion.usage, completion.timings
+    entries = None if completion.logprobs is None else [_entry(entry) for entry in completion.logprobs]
     return {
         "model": model,
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "tokens": completion.tokens,
+        **({} if entries is None else {"logprobs": entries}),
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
             "reused_tokens": usage.reused_tokens,
@@ -53,6 +82,16 @@ def as_dict(model: str, completion: Completion) -> dict[str, Any]:
             "tokens_per_second": speed(timings),
         },
     }
+
+
+def _entry(entry: TokenLogprob) -> dict[str, Any]:
+    """Return a token with its logprob and alternatives; JSON has no infinities, they are null."""
+
+    def plain(each: TokenLogprob) -> dict[str, Any]:
+        value = round(each.logprob, 6) if math.isfinite(each.logprob) else None
+        return {"token": each.token, "text": each.text, "logprob": value}
+
+    return {**plain(entry), "top": [plain(other) for other in entry.top]}
 
 
 def speed(timings: Any) -> float | None:

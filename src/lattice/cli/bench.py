@@ -8,7 +8,6 @@ It is measured anew before every run: on shared machines it moves. The first run
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 import typer
@@ -64,8 +63,10 @@ def _once(lm: Any, prompt: int, gen: int) -> tuple[float, float]:
 
 
 def _report(model: str, lm: Any, prompt: int, gen: int, runs: int, measured: dict[str, list[float]]) -> dict[str, Any]:
+    from statistics import median
+
     core, read = lm.engine.weights.core, _bytes_read(lm.engine.weights)
-    bandwidth, decode = statistics.median(measured["bandwidth"]), statistics.median(measured["decode"])
+    bandwidth, decode = median(measured["bandwidth"]), median(measured["decode"])
     return {
         "model": model,
         "prompt": prompt,
@@ -82,8 +83,10 @@ def _report(model: str, lm: Any, prompt: int, gen: int, runs: int, measured: dic
 
 
 def _spread(values: list[float]) -> dict[str, float]:
+    from statistics import median
+
     return {
-        "median": round(statistics.median(values), 2),
+        "median": round(median(values), 2),
         "min": round(min(values), 2),
         "max": round(max(values), 2),
     }

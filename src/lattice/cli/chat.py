@@ -19,7 +19,10 @@ import typer
 from lattice.cli._app import DTYPE, MODEL_HELP, dim, emit, example, load, style
 from lattice.cli._generate import (
     CONTEXT,
+    FREQUENCY,
+    LOGIT_BIAS,
     MIN_P,
+    PRESENCE,
     REPETITION,
     SEED,
     STOP,
@@ -28,6 +31,7 @@ from lattice.cli._generate import (
     TOP_P,
     as_dict,
     note,
+    parse_bias,
     summary,
     write,
 )
@@ -61,6 +65,9 @@ def chat(
     top_k: int | None = TOP_K,
     min_p: float | None = MIN_P,
     repetition_penalty: float | None = REPETITION,
+    presence_penalty: float | None = PRESENCE,
+    frequency_penalty: float | None = FREQUENCY,
+    logit_bias: list[str] | None = LOGIT_BIAS,
     seed: int | None = SEED,
     stop: list[str] | None = STOP,
     context: int | None = CONTEXT,
@@ -68,11 +75,13 @@ def chat(
     json: bool = typer.Option(False, "--json", help="Print one JSON object an answer, one a line."),
 ) -> None:
     """Talk with a model; /help lists what else can be typed."""
+    bias = parse_bias(logit_bias)
     lm = load(model, dtype=dtype, context=context)
     lm.tokenizer.chat_template()  # raises now where there is none
     options = dict(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, stop=stop or None,
-        repetition_penalty=repetition_penalty,
+        repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=bias,
     )  # fmt: skip
     session = Session(model, lm, max_tokens, options, json, system)
     if sys.stdin.isatty():

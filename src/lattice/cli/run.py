@@ -7,7 +7,10 @@ import typer
 from lattice.cli._app import DTYPE, JSON, MODEL_HELP, emit, example, load, read_text
 from lattice.cli._generate import (
     CONTEXT,
+    FREQUENCY,
+    LOGIT_BIAS,
     MIN_P,
+    PRESENCE,
     REPETITION,
     SEED,
     STOP,
@@ -16,6 +19,7 @@ from lattice.cli._generate import (
     TOP_P,
     as_dict,
     note,
+    parse_bias,
     summary,
     write,
 )
@@ -26,7 +30,11 @@ def register(app: typer.Typer) -> None:
     app.command(
         "run",
         short_help="Answer one prompt.",
-        epilog=example('lattice run "Why is the sky blue?"', 'lattice run --raw --max-tokens 20 "Once upon a time"'),
+        epilog=example(
+            'lattice run "Why is the sky blue?"',
+            'lattice run --raw --max-tokens 20 "Once upon a time"',
+            'lattice run --raw --json --max-tokens 1 --logprobs 5 "The capital of France is"',
+        ),
     )(run)
 
 
@@ -41,16 +49,25 @@ def run(
     top_k: int | None = TOP_K,
     min_p: float | None = MIN_P,
     repetition_penalty: float | None = REPETITION,
+    presence_penalty: float | None = PRESENCE,
+    frequency_penalty: float | None = FREQUENCY,
+    logit_bias: list[str] | None = LOGIT_BIAS,
     seed: int | None = SEED,
     stop: list[str] | None = STOP,
     context: int | None = CONTEXT,
     dtype: str = DTYPE,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how fast it was, on standard error."),
+    logprobs: int | None = typer.Option(
+        None, "--logprobs", metavar="N", help="With --json: how likely each token was, and the N likeliest (0 to 20)."
+    ),
     json: bool = JSON,
 ) -> None:
     """Answer one prompt: through the model's chat template if it has one, else by continuing the text."""
     if system is not None and raw:
         raise typer.BadParameter("a system message needs the chat template", param_hint="--system with --raw")
+    if logprobs is not None and not json:
+        raise typer.BadParameter("only --json prints them", param_hint="--logprobs without --json")
+    bias = parse_bias(logit_bias)
     text = read_text("-") if prompt == "-" else prompt
     lm = load(model, dtype=dtype, context=context)
     asked: str | list[dict[str, str]] = text
@@ -59,7 +76,8 @@ def run(
         asked.append({"role": "user", "content": text})
     options = dict(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
-        stop=stop or None, repetition_penalty=repetition_penalty,
+        stop=stop or None, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty, logit_bias=bias, logprobs=logprobs,
     )  # fmt: skip
     with lm.stream(asked, **options) as answer:
         for chunk in answer:

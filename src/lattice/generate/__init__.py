@@ -7,12 +7,14 @@ generation.py    one running answer, token by token
 conversation.py  turns that share a beginning
 prompt.py        what a checkpoint says about text: tokenizer, chat template, stop tokens
 sampling.py      how the next token is chosen
+logprobs.py      how likely it was
 stop.py          strings that end an answer
 perplexity.py    how well a model predicts a text
 """
 
 from lattice.generate.conversation import Conversation
 from lattice.generate.generation import Chunk, Completion, Generation, Timings, Usage
+from lattice.generate.logprobs import TokenLogprob
 from lattice.generate.model import LanguageModel, load
 from lattice.generate.perplexity import Perplexity
 
@@ -24,6 +26,7 @@ __all__ = [
     "LanguageModel",
     "Perplexity",
     "Timings",
+    "TokenLogprob",
     "Usage",
     "load",
 ]

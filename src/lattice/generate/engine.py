@@ -1,8 +1,9 @@
 """The engine: a model's programs, its pages and state, and the one step that they run at a time.
 
 A step is two programs, `forward` (tokens to logits of the wanted rows) and `sample` (logits to tokens),
-replayed in one native call. A prompt is run in chunks; how it is cut changes no bit of the result. The lock
-is held for a step, not for an answer: answers interleave, and one that nobody consumes holds its pages only.
+replayed in one native call, with a third, `logprobs`, where an answer asks for them. A prompt is run in
+chunks; how it is cut changes no bit of the result. The lock is held for a step, not for an answer: answers
+interleave, and one that nobody consumes holds its pages only.
 
 Per token only what moved is written into the plans' buffers (`_write_next`): Python outside the native call
 is a few microseconds, where checking and copying a whole step takes a quarter of a millisecond.
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from threading import Lock
 from time import perf_counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,9 +22,10 @@ from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend, CpuPlan, run_plans
 from lattice.errors import expected
 from lattice.generate import cache
+from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.sampling import Sampler, SamplingSettings
 from lattice.nn.attention import KV
-from lattice.ops import Symbol, sample, take_rows
+from lattice.ops import Symbol, logprobs, sample, take_rows
 from lattice.program import Program, trace
 from lattice.step import Step
 from lattice.weights.load import OpenModel
@@ -31,6 +34,14 @@ CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
 SEQUENCES = 2  # full-length sequences that the pool holds; memory that no token reached is never touched
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
+
+
+class Advance(NamedTuple):
+    """What a step gave: the token drawn, the native call's seconds, and logprobs if the sampler asks for them."""
+
+    token: int
+    seconds: float
+    logprobs: RowLogprobs | None
 
 
 class Engine:
@@ -58,8 +69,8 @@ class Engine:
         self._state = {s.name: backend.state(s.shape, s.dtype) for s in self._program.of_kind("state")}
         self._plan = self._compile(rows=1)
         logits = {"logits": self._plan.outputs["logits"]}
-        self._history = min(self.vocab, self.context)
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
+        self._logprobs: CpuPlan | None = None  # made when somebody asks
         self._scores: CpuPlan | None = None  # made when somebody wants more than one row
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
@@ -75,7 +86,11 @@ class Engine:
         return {"logits": self._model.head(take_rows(hidden, step.rows))}
 
     def _choose(self, program: Program) -> dict[str, Symbol]:
-        return {"tokens": sample(program.input("logits", "R", self.vocab), program.sampling(self._history))}
+        return {"tokens": sample(program.input("logits", "R", self.vocab), program.sampling(edits=self.vocab))}
+
+    def _measure(self, program: Program) -> dict[str, Symbol]:
+        logits, tokens = program.input("logits", "R", self.vocab), program.input("tokens", "R", dtype="i32")
+        return dict(zip(("chosen", "top_ids", "top"), logprobs(logits, tokens, top=min(MOST, self.vocab)), strict=True))
 
     def _compile(self, rows: int) -> CpuPlan:
         capacity = Capacity(tokens=self.chunk, rows=rows, sequences=1)
@@ -86,9 +101,9 @@ class Engine:
         """Return an empty sequence without pages."""
         return cache.Sequence(self.pool, self._width)
 
-    def sampler(self, settings: SamplingSettings) -> Sampler:
-        """Return a sampler for one answer."""
-        return Sampler(settings, self._history)
+    def sampler(self, settings: SamplingSettings, logprobs: int | None = None) -> Sampler:
+        """Return a sampler for one answer, which wants so many alternatives beside each token (None: no logprobs)."""
+        return Sampler(settings, self.vocab, logprobs)
 
     def reserve(self, sequence: cache.Sequence, positions: int) -> None:
         """Give a sequence pages for `positions` tokens in all; LatticeError if they do not fit or ran out."""
@@ -117,8 +132,8 @@ class Engine:
                 run_plans((self._plan,))
                 sequence.tokens += part
 
-    def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> tuple[int, float]:
-        """Run `tokens` behind a sequence's; return the next token and the last step's native seconds."""
+    def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> Advance:
+        """Run `tokens` behind a sequence's and draw the next one."""
         last = (len(tokens) - 1) // self.chunk * self.chunk
         if last:
             self.append(sequence, tokens[:last])
@@ -132,11 +147,15 @@ class Engine:
                 self._plan.write(self._step(sequence, tokens, rows=1))
                 self._sample.write(sampling=sampler.arrays(position))
                 self._written = sampler if len(tokens) == 1 else None
+            plans = [self._plan, self._sample]
+            if sampler.logprobs is not None:
+                plans.append(self._logprobs_plan())
             started = perf_counter()
-            run_plans((self._plan, self._sample))
+            run_plans(plans)
             seconds = perf_counter() - started
             sequence.tokens += tokens
-            return int(self._sample.outputs["tokens"][0]), seconds
+            row = row_of(plans[2].outputs) if sampler.logprobs is not None else None
+            return Advance(int(self._sample.outputs["tokens"][0]), seconds, row)
 
     def score(self, sequence: cache.Sequence, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Run `tokens` behind a sequence's; yield their logits in blocks, (n, vocab) float32 each."""
@@ -152,6 +171,13 @@ class Engine:
                 logits = self._scores.output("logits").copy()
             yield logits
 
+    def _logprobs_plan(self) -> CpuPlan:
+        if self._logprobs is None:
+            bound = {"logits": self._plan.outputs["logits"], "tokens": self._sample.outputs["tokens"]}
+            self._logprobs = self._backend.compile(trace(self._measure), None, Capacity(), None, bound)
+            self._logprobs.counts[:] = self._sample.counts  # one row, always: its inputs are never written
+        return self._logprobs
+
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))
 
@@ -165,11 +191,7 @@ class Engine:
         inputs = self._inputs
         inputs["tokens"][0] = token
         inputs["positions"][0] = position - 1
-        inputs["position"][0] = position
-        if sampler.history is not None:
-            count = sampler.count
-            inputs["history_offsets"][1] = count
-            inputs["history"][count - 1] = sampler.history[count - 1]  # at most one is new
+        sampler.write_next(inputs, position)
 
 
 def _context(asked: int | None, most: int) -> int:

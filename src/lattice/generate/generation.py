@@ -14,9 +14,10 @@ from time import perf_counter
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
 from lattice.generate.engine import Engine
+from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
 from lattice.generate.sampling import Sampler
 from lattice.generate.stop import StopStrings
-from lattice.tokenizers import Decoder
+from lattice.tokenizers import Decoder, Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Chunk:
 
     text: str
     token: int | None
+    logprob: TokenLogprob | None = None  # of the token, where the answer was asked for logprobs
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """A finished answer. `tokens` are without the stop token, but with those of a stop string."""
+    """A finished answer. `tokens` are without the stop token, but with those of a stop string; `logprobs` has one entry
+    a token, or is None where nobody asked."""
 
     tokens: list[int]
     finish_reason: str  # "stop" | "length"
     usage: Usage
     timings: Timings
-    logprobs: None = None
+    logprobs: list[TokenLogprob] | None = None
     decoded: str | None = field(default=None, repr=False)  # the text, or None without a tokenizer
 
     @property
@@ -98,14 +101,16 @@ class Generation(Iterator[Chunk]):
         prompt: list[int],
         sampler: Sampler,
         limits: Limits,
-        decoder: Decoder | None,
+        tokenizer: Tokenizer | None,
         *,
         retain: bool = False,
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
         self._engine, self._sampler, self._limits, self._retain = engine, sampler, limits, retain
-        self._decoder, self._stops = decoder, StopStrings(limits.stop)
+        self._tokenizer, self._stops = tokenizer, StopStrings(limits.stop)
+        self._decoder: Decoder | None = None if tokenizer is None else tokenizer.stream()
+        self.logprobs: list[TokenLogprob] | None = None if sampler.logprobs is None else []
         self._pieces: list[str] = []
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
@@ -116,7 +121,7 @@ class Generation(Iterator[Chunk]):
         engine.pool.set_idle(sequence, False)
         self._reused = sequence.keep(prompt)
         self._pending = prompt[self._reused :]  # tokens that the next step runs
-        sampler.see(prompt)
+        sampler.read(prompt)
         engine.reserve(sequence, len(prompt) + limits.max_tokens)
 
     def __iter__(self) -> Generation:
@@ -129,8 +134,8 @@ class Generation(Iterator[Chunk]):
         if sequence.turn != self._turn:
             raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
-        token, native = self._engine.advance(sequence, self._pending, self._sampler)
-        chunk = self._take(token)
+        token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+        chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
             self._decode += seconds
@@ -142,7 +147,7 @@ class Generation(Iterator[Chunk]):
             raise StopIteration
         return chunk
 
-    def _take(self, token: int) -> Chunk | None:
+    def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
         limits = self._limits
         if token in limits.stop_tokens:
@@ -152,7 +157,11 @@ class Generation(Iterator[Chunk]):
             return Chunk(rest, None) if rest else None
         self.tokens.append(token)
         self._pending = [token]
-        self._sampler.see(self._pending)
+        self._sampler.draw(token)
+        logprob = None
+        if self.logprobs is not None and row is not None:
+            logprob = describe(token, row, self._sampler.logprobs or 0, self._tokenizer)
+            self.logprobs.append(logprob)
         text = "" if self._decoder is None else self._stops.push(self._decoder.push(token))
         if len(self.tokens) == limits.max_tokens and self._stops.matched is None:
             text += self._rest()
@@ -161,7 +170,7 @@ class Generation(Iterator[Chunk]):
             self._end("stop")
         if text:
             self._pieces.append(text)
-        return Chunk(text, token)
+        return Chunk(text, token, logprob)
 
     def _rest(self) -> str:
         if self._decoder is None:
@@ -205,7 +214,7 @@ class Generation(Iterator[Chunk]):
         if self.finish_reason is None:
             raise expected("stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far")
         text = None if self._decoder is None else "".join(self._pieces)
-        return Completion(self.tokens, self.finish_reason, self.usage, self.timings, decoded=text)
+        return Completion(self.tokens, self.finish_reason, self.usage, self.timings, self.logprobs, text)
 
 
 def run(generation: Generation) -> Completion:

@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lattice.generate.cache import Sequence as Pages
 from lattice.generate.conversation import Conversation
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
+from lattice.generate.logprobs import check_logprobs
 from lattice.generate.perplexity import Perplexity, Progress, measure
 from lattice.generate.prompt import Prompt, Texts
 from lattice.generate.sampling import SamplingSettings, check_integer
@@ -107,15 +108,23 @@ class LanguageModel:
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
         repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        logprobs: int | None = None,
         ignore_eos: bool = False,
     ) -> Completion:
         """Return the answer to a text to continue, messages ({"role", "content"}) to reply to, or token ids.
 
         None asks for the model's own default (`sampling`). temperature 0 is greedy; top_k 0, top_p 1, min_p 0
-        and repetition_penalty 1 do nothing; without a seed every call draws anew. A string of `stop` ends the
-        answer and is not part of it; `ignore_eos` goes on past the model's own stop tokens. Raises
-        LatticeError for a prompt that does not fit with `max_tokens` into the context, and for settings out
-        of range.
+        and repetition_penalty 1 do nothing; without a seed every call draws anew. The repetition penalty (above
+        1: less likely) concerns every token of prompt and answer; the presence penalty (-2 to 2, taken from the
+        logit once) and the frequency penalty (taken for every occurrence) the tokens of the answer alone.
+        `logit_bias` adds to the logits of token ids, from -100 to 100, or forbids them with -inf. With `logprobs`
+        the completion says how likely the model itself held each token, and that many alternatives (0 to 20).
+        A string of `stop` ends the answer and is not part of it; `ignore_eos` goes on past the model's own stop
+        tokens. Raises LatticeError for a prompt that does not fit with `max_tokens` into the context, and for
+        settings out of range.
         """
         return run(
             self.start(
@@ -129,11 +138,16 @@ class LanguageModel:
                 min_p=min_p,
                 seed=seed,
                 repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                logit_bias=logit_bias,
+                logprobs=logprobs,
             )
         )
 
     def stream(self, prompt: Prompt, **options: Any) -> Generation:
-        """Return the answer chunk by chunk (`chunk.text`, `chunk.token`), with the options of `generate`."""
+        """Return the answer chunk by chunk (`chunk.text`, `chunk.token`, `chunk.logprob`), with the options of
+        `generate`."""
         return self.start(prompt, **options)
 
     def conversation(self) -> Conversation:
@@ -147,6 +161,7 @@ class LanguageModel:
         max_tokens: int = 256,
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
+        logprobs: int | None = None,
         sequence: Pages | None = None,
         **settings: Any,
     ) -> Generation:
@@ -155,16 +170,15 @@ class LanguageModel:
         unknown = sorted(set(settings) - set(vars(self.sampling)))
         if unknown:
             raise TypeError(f"generate() got unexpected options {', '.join(unknown)}")
-        sampler = engine.sampler(self.sampling.with_(settings))
+        sampler = engine.sampler(self.sampling.with_(settings), check_logprobs(logprobs))
         strings = check_stop(stop)
         stop_tokens = frozenset() if ignore_eos else self._texts.stop_tokens
         limits = Limits(check_integer("max_tokens", max_tokens, 1, 2**31 - 1), stop_tokens, strings)
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
-        decoder = None if tokenizer is None else tokenizer.stream()
         used = sequence if sequence is not None else engine.sequence()
-        return Generation(engine, used, tokens, sampler, limits, decoder, retain=sequence is not None)
+        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
 
@@ -24,9 +24,12 @@ TINY = 1e-5  # temperatures below this would overflow; they are greedy anyhow
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """Settings of one answer; 0, 1 and no seed are neutral.
+    """Settings of one answer; 0, 1, no seed and no bias are neutral.
 
-    The penalty divides positive logits (multiplies negative ones) of every token that the context holds.
+    The repetition penalty divides positive logits (multiplies negative ones) of every token that the context holds,
+    prompt and answer alike, as in transformers. The presence penalty is taken once from the logit of every token that
+    the answer holds, the frequency penalty as often as the answer holds it: as OpenAI defines them, without the prompt.
+    `logit_bias` maps token ids to what is added to their logits first of all; -inf forbids a token.
     """
 
     temperature: float = 0.0
@@ -35,6 +38,9 @@ class SamplingSettings:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, check in _CHECKS.items():
@@ -93,6 +99,18 @@ def _seed(name: str, value: Any) -> int | None:
     return None if value is None else check_integer(name, value, -(2**63), 2**63 - 1)
 
 
+def _bias(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise expected("generate", f"{name} as a dict of token ids to numbers", type(value).__name__)
+    check = _real(-100.0, 100.0, "from -100 to 100, or -inf to forbid a token")
+    found: dict[int, float] = {}
+    for key, amount in value.items():
+        token = check_integer(f"a token id of {name}", key, 0, 2**31 - 1)
+        forbidden = isinstance(amount, Real) and amount == -math.inf
+        found[token] = -math.inf if forbidden else check(f"{name} of token {token}", amount)
+    return found
+
+
 _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "temperature": _temperature,
     "top_p": _real(0.0, 1.0, "from 0 to 1"),
@@ -100,39 +118,89 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "min_p": _real(0.0, 1.0, "from 0 to 1"),
     "repetition_penalty": _real(1e-3, 1e3, "from 0.001 to 1000, 1 for none"),
     "seed": _seed,
+    "presence_penalty": _real(-2.0, 2.0, "from -2 to 2, 0 for none"),
+    "frequency_penalty": _real(-2.0, 2.0, "from -2 to 2, 0 for none"),
+    "logit_bias": _bias,
 }
 
 
 class Sampler:
-    """The settings of one answer as arrays, and, if a penalty needs them, the distinct ids of its context."""
+    """The settings of one answer as arrays, and the edits of single logits: those with a bias, then, if a penalty needs
+    them, the distinct ids of prompt and answer. `logprobs` is how many alternatives are wanted, None for no logprobs.
 
-    def __init__(self, settings: SamplingSettings, history: int):
+    Raises LatticeError where a bias names a token that the vocabulary lacks, or leaves none of it.
+    """
+
+    def __init__(self, settings: SamplingSettings, vocab: int, logprobs: int | None = None):
         self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
-        self.count = 0  # distinct ids so far
-        self.history = np.zeros(history, np.int32) if settings.repetition_penalty != 1 else None
-        self._seen: set[int] = set()
+        self.logprobs = logprobs
+        bias = settings.logit_bias
+        _check_bias(bias, vocab)
+        penalty = settings.presence_penalty != 0 or settings.frequency_penalty != 0
+        self._reads_prompt = settings.repetition_penalty != 1
+        self._reads_answer = self._reads_prompt or penalty
+        self.size = len(bias)  # edits so far
+        self.last: int | None = None  # the one that the newest token changed
+        room = vocab if self._reads_answer else self.size
+        self.ids, self.bias = np.zeros(room, np.int32), np.zeros(room, np.float32)
+        self.counts = np.full(room, -1, np.int32)
+        self.ids[: self.size], self.bias[: self.size] = list(bias), list(bias.values())
+        self._places = {token: place for place, token in enumerate(bias)} if self._reads_answer else {}
         self._fixed = {
             "temperature": np.full(1, settings.temperature, np.float32),
             "top_k": np.full(1, settings.top_k, np.int32),
             "top_p": np.full(1, settings.top_p, np.float32),
             "min_p": np.full(1, settings.min_p, np.float32),
             "repetition": np.full(1, settings.repetition_penalty, np.float32),
+            "presence": np.full(1, settings.presence_penalty, np.float32),
+            "frequency": np.full(1, settings.frequency_penalty, np.float32),
             "seed": np.full(1, self.seed, np.int64),
         }
 
-    def see(self, tokens: Iterable[int]) -> None:
-        """Take tokens into the history, if there is a penalty."""
-        if self.history is None:
-            return
-        for token in tokens:
-            if token not in self._seen:
-                self._seen.add(token)
-                self.history[self.count] = token
-                self.count += 1
+    def read(self, prompt: Iterable[int]) -> None:
+        """Take the prompt's tokens into the edits, if the repetition penalty is on."""
+        if self._reads_prompt:
+            for token in prompt:
+                place = self._place(token)
+                self.counts[place] = max(0, self.counts[place])
+
+    def draw(self, token: int) -> None:
+        """Count a token of the answer, if there is a penalty."""
+        if self._reads_answer:
+            self.last = self._place(token)
+            self.counts[self.last] = max(0, self.counts[self.last]) + 1
+
+    def _place(self, token: int) -> int:
+        place = self._places.setdefault(token, self.size)
+        if place == self.size:
+            self.ids[place] = token
+            self.size += 1
+        return place
 
     def arrays(self, position: int) -> Sampling:
         """Return the inputs of `sample` for the token at `position`."""
-        seen = np.empty(0, np.int32) if self.history is None else self.history[: self.count]
-        offsets = np.array([0, self.count], np.int32)
-        place = np.full(1, position, np.int32)
-        return Sampling(position=place, history_offsets=offsets, history=seen, **self._fixed)
+        return Sampling(
+            position=np.full(1, position, np.int32),
+            edit_offsets=np.array([0, self.size], np.int32),
+            edit_ids=self.ids[: self.size],
+            edit_bias=self.bias[: self.size],
+            edit_counts=self.counts[: self.size],
+            **self._fixed,
+        )
+
+    def write_next(self, inputs: Mapping[str, np.ndarray], position: int) -> None:
+        """Bring buffers that hold the inputs of the step before the newest token up to date for the one behind it."""
+        inputs["position"][0] = position
+        if self.last is not None:
+            inputs["edit_offsets"][1] = self.size
+            inputs["edit_ids"][self.last] = self.ids[self.last]
+            inputs["edit_bias"][self.last] = self.bias[self.last]
+            inputs["edit_counts"][self.last] = self.counts[self.last]
+
+
+def _check_bias(bias: Mapping[int, float], vocab: int) -> None:
+    unknown = [token for token in bias if token >= vocab]
+    if unknown:
+        raise expected("generate", f"logit_bias for token ids from 0 to {vocab - 1}", max(unknown))
+    if sum(amount == -math.inf for amount in bias.values()) == vocab:
+        raise expected("generate", "a token that logit_bias does not forbid", f"all {vocab} forbidden")

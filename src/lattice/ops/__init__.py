@@ -4,7 +4,7 @@ basic      add mul scale activation gated_activation take_rows  embedding   embe
 linear     linear, project (its fused form)                     rope        rope_angles rope
 norm       rms_norm layer_norm                                  pool        pool normalize
 attention  attention append_kv paged_attention                  loss        cross_entropy
-sample     sample
+sample     sample                                               logprobs    logprobs
 """
 
 from lattice.ops._op import REGISTRY, Draw, Drawn, Op, Parameter, Sample, Shape, Symbol, op, shape_of
@@ -12,6 +12,7 @@ from lattice.ops.attention import append_kv, attention, paged_attention
 from lattice.ops.basic import activation, add, gated_activation, mul, scale, take_rows
 from lattice.ops.embedding import embedding, unpadded_positions
 from lattice.ops.linear import linear, project
+from lattice.ops.logprobs import logprobs
 from lattice.ops.loss import cross_entropy
 from lattice.ops.norm import layer_norm, rms_norm
 from lattice.ops.pool import normalize, pool
@@ -20,7 +21,7 @@ from lattice.ops.sample import sample
 
 __all__ = [
     "REGISTRY", "Draw", "Drawn", "Op", "Parameter", "Sample", "Shape", "Symbol", "activation", "add", "append_kv",
-    "attention", "cross_entropy", "embedding", "gated_activation", "layer_norm", "linear", "mul", "normalize", "op",
-    "paged_attention", "pool", "project", "rms_norm", "rope", "rope_angles", "sample", "scale", "shape_of", "take_rows",
-    "unpadded_positions",
+    "attention", "cross_entropy", "embedding", "gated_activation", "layer_norm", "linear", "logprobs", "mul",
+    "normalize", "op", "paged_attention", "pool", "project", "rms_norm", "rope", "rope_angles", "sample", "scale",
+    "shape_of", "take_rows", "unpadded_positions",
 ]  # fmt: skip

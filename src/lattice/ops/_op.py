@@ -73,7 +73,7 @@ def expect(condition: bool, wanted: object, got: object) -> None:
 class Op:
     """A declared operation; see the module's docstring."""
 
-    def __init__(self, body: Callable, writes: tuple[str, ...] = (), dtype: str = "f32"):
+    def __init__(self, body: Callable, writes: tuple[str, ...] = (), dtype: str | tuple[str, ...] = "f32"):
         self.body, self.name, self.writes, self.dtype = body, body.__name__, writes, dtype
         self.__doc__ = body.__doc__
         self.__name__, self.__module__ = body.__name__, body.__module__
@@ -137,8 +137,9 @@ class Op:
         return shape if isinstance(shape, list) else [shape]
 
 
-def op(body: Callable | None = None, *, writes: tuple[str, ...] = (), dtype: str = "f32") -> Any:
-    """Declare an op. `writes` names the inputs whose storage the outputs share, in order."""
+def op(body: Callable | None = None, *, writes: tuple[str, ...] = (), dtype: str | tuple[str, ...] = "f32") -> Any:
+    """Declare an op. `writes` names the inputs whose storage the outputs share, in order; `dtype` is that of all
+    outputs, or one for each."""
     if body is None:
         return lambda function: Op(function, writes, dtype)
     return Op(body, writes, dtype)

@@ -1,10 +1,18 @@
-"""From logits to tokens: penalty, temperature, top-k, min-p, top-p and the draw, in this order.
+"""From logits to tokens: bias, penalties, temperature, top-k, min-p, top-p and the draw, in this order.
+
+A token that the row's edits list has its logit x changed, with c the times that the answer so far holds it:
+
+    x += bias                                              -inf forbids the token
+    x = x / repetition if x > 0 else x * repetition        if prompt or answer hold it (Keskar et al., 2019)
+    x -= presence * [c > 0] + frequency * c                as OpenAI defines both: the answer alone counts
 
 Random numbers are a hash of (seed, position), so a token depends on nothing but its row: not on the rows beside it, nor
 on the backend, nor on how often a step was repeated. The hash is splitmix64's finaliser (Steele, Lea and Flood, 2014).
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -23,12 +31,20 @@ def uniform(seed: int, position: int) -> float:
     return (z >> 40) * 2.0**-24
 
 
-def _penalized(logits, sampling, row):
-    logits = np.where(np.isnan(logits), np.float32(-np.inf), logits)
-    factor = np.float32(sampling.repetition[row])
-    if factor != 1:
-        seen = sampling.history[sampling.history_offsets[row] : sampling.history_offsets[row + 1]]
-        logits[seen] = np.where(logits[seen] > 0, logits[seen] / factor, logits[seen] * factor)
+def _clean(x):
+    return np.where(np.isnan(x), np.float32(-np.inf), x)
+
+
+def _edited(logits, sampling, row):
+    logits = _clean(logits)
+    span = slice(sampling.edit_offsets[row], sampling.edit_offsets[row + 1])
+    ids, counts = sampling.edit_ids[span], sampling.edit_counts[span]
+    factor, presence, frequency = (a[row] for a in (sampling.repetition, sampling.presence, sampling.frequency))
+    with np.errstate(invalid="ignore", over="ignore"):
+        x = logits[ids] + sampling.edit_bias[span]
+        x = np.where(counts < 0, x, np.where(x > 0, x / factor, x * factor))
+        less = float(presence) * (counts > 0) + float(frequency) * np.maximum(counts, 0)
+        logits[ids] = _clean(x - less.astype(np.float32))
     return logits
 
 
@@ -56,14 +72,14 @@ def sample(logits, sampling):
     """
     tokens = np.zeros(len(logits), np.int32)
     for row in range(len(logits)):
-        penalized = _penalized(logits[row], sampling, row)
+        edited = _edited(logits[row], sampling, row)
         temperature = float(sampling.temperature[row])
-        if temperature <= 0 or not np.isfinite(penalized.max()):
-            tokens[row] = int(np.argmax(penalized))
+        if temperature <= 0 or not np.isfinite(edited.max()):
+            tokens[row] = int(np.argmax(edited))
         else:
             limits = (int(sampling.top_k[row]), float(sampling.min_p[row]), float(sampling.top_p[row]))
             u = uniform(sampling.seed[row], sampling.position[row])
-            tokens[row] = _draw(penalized, temperature, *limits, u)
+            tokens[row] = _draw(edited, temperature, *limits, u)
     return tokens
 
 
@@ -75,21 +91,23 @@ def _(logits, sampling):
 
 @sample.samples
 def _(draw):
+    settings = (
+        dict(temperature=0.0), dict(temperature=1.0), dict(temperature=0.0, repetition=1.3, presence=0.5),
+        dict(temperature=0.7, top_k=5, top_p=0.9, repetition=1.3), dict(temperature=1.5, top_p=0.5, min_p=0.1),
+        dict(temperature=0.8, top_k=40, min_p=0.05, repetition=0.9, frequency=-0.4),
+        dict(temperature=1.1, top_p=0.8, presence=1.5, frequency=0.3),
+    )  # fmt: skip
     for rows, vocab in ((1, 7), (3, 1000), (2, 5003)):
-        random = draw.random
-        settings = (
-            (0.0, 0, 1.0, 0.0, 1.0), (1.0, 0, 1.0, 0.0, 1.0), (0.7, 5, 0.9, 0.0, 1.3), (1.5, 0, 0.5, 0.1, 1.0),
-            (0.8, 40, 1.0, 0.05, 0.9),
-        )  # fmt: skip
-        for temperature, top_k, top_p, min_p, repetition in settings:
-            seen = [np.unique(random.integers(0, vocab, 9)).astype(np.int32) for _ in range(rows)]
-            full = lambda value, dtype, rows=rows: np.full(rows, value, dtype)  # noqa: E731
-            yield draw.sample(
-                draw.rows(rows, vocab, count="R"),
-                Sampling(
-                    full(temperature, np.float32), full(top_k, np.int32), full(top_p, np.float32),
-                    full(min_p, np.float32), full(repetition, np.float32),
-                    random.integers(0, 2**62, rows), random.integers(0, 9999, rows).astype(np.int32),
-                    np.cumsum([0, *map(len, seen)]).astype(np.int32), np.concatenate(seen),
-                ),
+        for each in settings:
+            edits = [np.unique(draw.random.integers(0, vocab, 9)).astype(np.int32) for _ in range(rows)]
+            count = sum(map(len, edits))
+            bias = draw.random.choice([0.0, 2.0, -3.0, -np.inf], count).astype(np.float32)
+            given = dict(
+                edit_offsets=np.cumsum([0, *map(len, edits)]).astype(np.int32), edit_ids=np.concatenate(edits),
+                edit_bias=bias, edit_counts=draw.random.integers(-1, 4, count).astype(np.int32),
+                seed=draw.random.integers(0, 2**62, rows),
+                position=draw.random.integers(0, 9999, rows).astype(np.int32),
             )  # fmt: skip
+            plain = Sampling.greedy(rows)
+            given |= {name: np.full_like(getattr(plain, name), value) for name, value in each.items()}
+            yield draw.sample(draw.rows(rows, vocab, count="R"), replace(plain, **given))

@@ -7,7 +7,8 @@ anew with every step. It has no dtypes of weights either: those are the checkpoi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,19 @@ class Node:
     attributes: dict[str, Any]
     outputs: tuple[Symbol, ...]
 
-    def reads(self) -> Iterator[Symbol]:
-        """Yield every symbol this node reads, the fields of a Step among them."""
+    def reads(self) -> list[Symbol]:
+        """Return every symbol this node reads, the fields of a Step among them."""
+        return self._reads
+
+    @cached_property
+    def _reads(self) -> list[Symbol]:  # every pass asks
+        found: list[Symbol] = []
         for argument in self.args:
             if isinstance(argument, Symbol):
-                yield argument
+                found.append(argument)
             elif isinstance(argument, Step | Sampling):
-                yield from (getattr(argument, f.name) for f in fields(argument))
+                found += vars(argument).values()
+        return found
 
     def inputs(self) -> Iterator[tuple[str, Symbol]]:
         """Yield (input name, symbol) for the inputs that are single symbols."""
@@ -68,9 +75,9 @@ class Program:
         shapes = {name: tuple(width if d == "width" else d for d in s) for name, s in Step.SHAPES.items()}
         return Step(**{name: self.input(name, *s, dtype="i32", kind="step") for name, s in shapes.items()})
 
-    def sampling(self, history: int = 1) -> Sampling:
-        """Declare the sampling inputs; `history` is the largest number of penalised ids of a step."""
-        shapes = {n: tuple(history if d == "history" else d for d in s) for n, s in Sampling.SHAPES.items()}
+    def sampling(self, edits: int = 1) -> Sampling:
+        """Declare the sampling inputs; `edits` is the largest number of listed ids of a step."""
+        shapes = {n: tuple(edits if d == "edits" else d for d in s) for n, s in Sampling.SHAPES.items()}
         dtypes = Sampling.DTYPES
         made = {n: self.input(n, *s, dtype=dtypes.get(n, "i32"), kind="sampling") for n, s in shapes.items()}
         return Sampling(**made)
@@ -116,10 +123,11 @@ class Program:
 
     def _outputs(self, op: Op, args: tuple, shapes: list[Shape]) -> tuple[Symbol, ...]:
         written = [args[op.inputs.index(name)] for name in op.writes]
+        dtypes = (op.dtype,) * len(shapes) if isinstance(op.dtype, str) else op.dtype
         outputs = []
         for position, shape in enumerate(shapes):
             source = written[position] if position < len(written) else None
-            dtype, kind = (source.dtype, source.kind) if source is not None else (op.dtype, "value")
+            dtype, kind = (source.dtype, source.kind) if source is not None else (dtypes[position], "value")
             outputs.append(Symbol(tuple(shape), dtype, f"%{self.made}", kind, self))
             self.made += 1
         for old in written:

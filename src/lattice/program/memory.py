@@ -38,7 +38,8 @@ def place(program: Program, size: Callable[[Symbol], int]) -> Layout:
     """
     placed: list[tuple[int, _Life]] = []
     for life in sorted(_lives(program, size), key=lambda life: -life.bytes):
-        neighbours = sorted((at, other.bytes) for at, other in placed if _overlap(life, other))
+        first, last = life.first, life.last
+        neighbours = sorted((at, other.bytes) for at, other in placed if first <= other.last and other.first <= last)
         offset = 0
         for at, taken in neighbours:
             if offset + life.bytes <= at:
@@ -63,7 +64,3 @@ def _lives(program: Program, size: Callable[[Symbol], int]) -> list[_Life]:
         rounded = -(-size(symbol) // ALIGNMENT) * ALIGNMENT
         lives.append(_Life(symbol, rounded, first, last.get(key, first)))
     return lives
-
-
-def _overlap(a: _Life, b: _Life) -> bool:
-    return a.first <= b.last and b.first <= a.last

@@ -26,7 +26,7 @@ from lattice.tokenizers._files import read_bytes, read_settings, write_bytes
 from lattice.tokenizers.pretokenizers import BY_NAME, PreTokenizer
 from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, parse_library
 
-VERSION = 1  # of what this file builds; a new one discards caches
+VERSION = 2  # of what this file builds; a new one discards caches
 CONTROL, USER_DEFINED = 3, 4  # token types: special; matched in text but shown
 _ROLES = {
     "bos": "bos",
@@ -52,12 +52,23 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], cache: Path | None = None, 
         except FormatError:
             pass  # absent, damaged or older: built again below
     document, settings = _build(metadata)
+    _shorten(document["model"])
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     settings["lattice"] = {"version": VERSION, "sha256": hashlib.sha256(data).hexdigest()}
     tokenizer = _assembled(data, settings)
     if directory is not None:
         _keep(directory, data, settings)
     return tokenizer
+
+
+def _shorten(model: dict[str, Any]) -> None:
+    """Write merges as "a b", not ["a", "b"]: the library reads both, and this in half the time.
+
+    Not where a token holds a space, nor where "a b" would look like a comment of the files that this form comes from.
+    """
+    lines = [" ".join(pair) for pair in model.get("merges", [])]
+    if lines and all(line.count(" ") == 1 and not line.startswith("#version") for line in lines):
+        model["merges"] = lines
 
 
 def _place(cache: Path, key: str) -> Path:

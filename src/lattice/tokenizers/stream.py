@@ -84,6 +84,14 @@ class StreamPlan:
             self.bytes[token] = found
         return found
 
+    def token_text(self, token: int) -> str:
+        """Return the text of a token that is not the first, incomplete code points as U+FFFD."""
+        if self.kind == "bytes":
+            return self.token_bytes(token).decode("utf-8", "replace")
+        if self.kind == "whole":
+            return str(self.library.decode([token], skip_special_tokens=False))
+        return self.later_text(token)
+
     def later_text(self, token: int) -> str:
         """Return the text of a token that is not the first."""
         found = self.texts.get(token)

@@ -86,6 +86,10 @@ class Tokenizer:
         """Return a decoder for ids that arrive one by one."""
         return self._stream_plan.start(skip_special)
 
+    def token_text(self, token: int) -> str:
+        """Return the text of one token as it stands behind others; U+FFFD for bytes that are no whole character."""
+        return self._stream_plan.token_text(token)
+
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token's own text, or None."""
         return self.library.token_to_id(token)

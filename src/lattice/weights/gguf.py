@@ -15,8 +15,11 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +35,6 @@ MAX_ARRAY_DEPTH = 4
 MAX_OBJECTS = 1 << 21
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 16
-STRING_WINDOW = 1 << 20
 
 # The type ids of ggml that name a format in use; ids missing here were removed from ggml or never given.
 TENSOR_TYPES = {
@@ -55,6 +57,48 @@ class _Entry:
     shape: tuple[int, ...]
     begin: int  # bytes from the start of the file
     end: int
+
+
+class Strings(Sequence[str]):
+    """An array of strings, within the file by what the reader checked; decoded when first used.
+
+    A start with a cached tokenizer never asks for the vocabulary, which costs more than the rest of the file together.
+    A token may be bytes that are not UTF-8 by themselves: those become U+DC80 to U+DCFF (surrogateescape), and
+    `token.encode("utf-8", "surrogateescape")` gives the file's bytes back.
+    """
+
+    def __init__(self, mapping: mmap.mmap, begin: int, end: int, count: int) -> None:
+        self._place, self._count = (mapping, begin, end), count
+
+    @cached_property
+    def _decoded(self) -> list[str]:
+        mapping, begin, end = self._place
+        raw, length_at, at, result = mapping[begin:end], struct.Struct("<Q").unpack_from, 0, []
+        for _ in range(self._count):
+            start = at + 8
+            at = start + length_at(raw, at)[0]
+            try:
+                result.append(raw[start:at].decode())
+            except UnicodeDecodeError:
+                result.append(raw[start:at].decode("utf-8", "surrogateescape"))
+        return result
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._decoded[index]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded)
+
+    def __eq__(self, other: object) -> bool:
+        return self._decoded == (other._decoded if isinstance(other, Strings) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __repr__(self) -> str:
+        return f"<Strings: {self._count}>"
 
 
 class _Reader:
@@ -140,36 +184,18 @@ class _Reader:
             return self._strings(count, key)
         return [self.value(ARRAY, key, depth) for _ in range(count)]
 
-    def _strings(self, count: int, key: str) -> list[str]:
-        """Read the strings of a vocabulary: one tight loop, since a file has hundreds of thousands.
-
-        A token may be bytes that are not UTF-8 by themselves: those become U+DC80 to U+DCFF
-        (surrogateescape), and `token.encode("utf-8", "surrogateescape")` gives the file's bytes back.
-        """
-        length_at, result, window, base, at = struct.Struct("<Q").unpack_from, [], b"", self.at, 0
-        for _ in range(count):
-            # Bytes are sliced several times faster than a mapping: work on a copied window, moved when it
-            # runs out.
-            if at + 8 > len(window):
-                base, at = base + at, 0
-                window = self.mapping[base : base + STRING_WINDOW]
-                if len(window) < 8:
-                    break
-            start = at + 8
-            at = start + length_at(window, start - 8)[0]
-            if at > len(window):
-                if at > self.end - base:
-                    break
-                base, at, start = base + start, at - start, 0
-                window = self.mapping[base : base + max(at, STRING_WINDOW)]
-            try:
-                result.append(window[start:at].decode())
-            except UnicodeDecodeError:
-                result.append(window[start:at].decode("utf-8", "surrogateescape"))
-        if len(result) < count:
-            raise self.refuse(f"{count} strings within the file for {key}", f"{len(result)} that fit")
-        self.at = base + at
-        return result
+    def _strings(self, count: int, key: str) -> Strings:
+        """Walk over the strings of a vocabulary: one tight loop, since a file has hundreds of thousands."""
+        length_at, begin, at, done = struct.Struct("<Q").unpack_from, self.at, self.at, 0
+        try:
+            for done in range(count):  # noqa: B007  # the error says how far it came
+                at += 8 + length_at(self.mapping, at)[0]
+        except (struct.error, OverflowError, IndexError):  # beyond the end, some far beyond
+            at = self.end + 1
+        if at > self.end:
+            raise self.refuse(f"{count} strings within the file for {key}", f"at most {done} that fit")
+        self.at = at
+        return Strings(self.mapping, begin, at, count)
 
 
 def _read_preamble(reader: _Reader) -> tuple[int, int, int]:
@@ -265,8 +291,7 @@ class GGUFFile:
     """One mapped .gguf file: `metadata`, `names`, and `tensor(name)`, a read-only view of the mapping.
 
     Metadata values are Python numbers, bools and strings; arrays of numbers and bools are read-only NumPy
-    arrays, arrays of strings lists of str (see `_Reader._strings` for bytes that are not UTF-8), arrays of
-    arrays lists.
+    arrays, arrays of strings `Strings` (decoded when first used), arrays of arrays lists.
     """
 
     def __init__(self, path: Path | str) -> None:

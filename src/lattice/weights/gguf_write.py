@@ -18,6 +18,7 @@ from lattice.weights.gguf import (
     NUMBERS,
     STRING,
     TENSOR_TYPES,
+    Strings,
     valid_alignment,
 )
 
@@ -53,6 +54,8 @@ def _value(key: str, value: object) -> tuple[int, bytes]:
         value = _python_number(value)
     if isinstance(value, np.generic) and value.dtype in _KINDS:
         return _KINDS[value.dtype], value.tobytes()
+    if isinstance(value, Strings):
+        value = list(value)
     if isinstance(value, (list, tuple)) and any(isinstance(item, (str, list, tuple, np.ndarray)) for item in value):
         items = [_value(key, item) for item in value]
         if len({kind for kind, _ in items}) != 1:

@@ -7,9 +7,10 @@ step overwrites. It refers to weights and state buffers that others own.
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import gt
 from typing import Any
 
@@ -61,7 +62,7 @@ class CpuPlan(Plan):
         return tuple(self.capacity.size(d) for d in symbol.shape)
 
     def _bytes(self, symbol: Symbol) -> int:
-        return int(np.prod(self._shape(symbol), dtype=np.int64)) * np.dtype(STORAGE[symbol.dtype]).itemsize
+        return math.prod(self._shape(symbol)) * np.dtype(STORAGE[symbol.dtype]).itemsize
 
     def _input_buffers(self, bound: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         buffers = {}
@@ -83,10 +84,10 @@ class CpuPlan(Plan):
     # ---- records ---------------------------------------------------------------------------------------------------
     def _build(self, weights: CpuWeights | None, state: Mapping[str, np.ndarray]) -> int:
         owner = self.program.storage()
-        tensors: list[list[Tensor]] = []
-        for node in self.program.nodes:
-            symbols = [*_flat_arguments(node), *node.outputs]
-            tensors.append([self._tensor(symbol, weights, state, owner) for symbol in symbols])
+        flat = [[*_flat_arguments(node), *node.outputs] for node in self.program.nodes]
+        distinct = {id(symbol): symbol for symbols in flat for symbol in symbols}
+        made = {key: self._tensor(symbol, weights, state, owner) for key, symbol in distinct.items()}
+        tensors = [[made[id(symbol)] for symbol in symbols] for symbols in flat]
         parameters = [_parameters(node) for node in self.program.nodes]
         records = (Record * len(tensors))()
         for record, node, arguments, words in zip(records, self.program.nodes, tensors, parameters, strict=True):
@@ -139,7 +140,11 @@ class CpuPlan(Plan):
             if len(step.rows) and not _below(np.asarray(step.rows), counts[0]):
                 raise expected("cpu", f"rows from 0 to {counts[0] - 1}", np.asarray(step.rows).tolist())
         if sampling is not None:
-            _check_ragged("history_offsets", sampling.history_offsets, len(sampling.history), least=0)
+            edits = len(sampling.edit_ids)
+            _check_ragged("edit_offsets", sampling.edit_offsets, edits, least=0)
+            if len(sampling.edit_bias) != edits or len(sampling.edit_counts) != edits:
+                got = f"{len(sampling.edit_bias)} and {len(sampling.edit_counts)}"
+                raise expected("cpu", f"edit_bias and edit_counts of {edits} entries, as edit_ids has", got)
 
     def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return copies of the outputs."""
@@ -230,7 +235,7 @@ def _flat_arguments(node: Node) -> Iterator[Symbol | None]:
     """Yield the inputs of a node, a Step or Sampling expanded to its fields."""
     for argument in node.args:
         if isinstance(argument, Step | Sampling):
-            yield from (getattr(argument, f.name) for f in fields(argument))
+            yield from vars(argument).values()
         else:
             yield argument
 
@@ -279,5 +284,7 @@ def _limits(program: Program) -> dict[str, int]:
             bound(step.page_table, arguments["k_pages"].shape[0])
             bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
         elif node.op.name == "sample":
-            bound(arguments["sampling"].history, arguments["logits"].shape[-1])
+            bound(arguments["sampling"].edit_ids, arguments["logits"].shape[-1])
+        elif node.op.name == "logprobs":
+            bound(arguments["tokens"], arguments["logits"].shape[-1])
     return limits

@@ -1,4 +1,4 @@
-// sample(logits (R, vocab), sampling) -> tokens (R,): repetition penalty, temperature, top-k, min-p, top-p, draw.
+// sample(logits (R, vocab), sampling) -> tokens (R,): bias, penalties, temperature, top-k, min-p, top-p, draw.
 //
 // The draw walks the tokens in descending order of probability (ties: the lower id first) until the running sum passes
 // u * total, where u is a hash of (seed, position). Nothing is sorted for that: the tokens above a limit are gathered
@@ -17,7 +17,10 @@ namespace lattice {
 namespace {
 
 namespace field {                      // tensors of the record
-enum : int { logits, temperature, top_k, top_p, min_p, repetition, seed, position, history_offsets, history, tokens };
+enum : int {
+  logits, temperature, top_k, top_p, min_p, repetition, presence, frequency, seed, position,
+  edit_offsets, edit_ids, edit_bias, edit_counts, tokens
+};
 }
 
 constexpr int64_t chunk = 8192;        // values: 32 KiB, and the unit of the sums whatever the number of threads
@@ -25,7 +28,7 @@ constexpr float lowest = -std::numeric_limits<float>::infinity();
 
 struct Candidate {
   double weight;
-  float x;                             // the logit after penalty and temperature
+  float x;                             // the logit after edits and temperature
   int32_t id;
   bool operator<(const Candidate& other) const { return x > other.x || (x == other.x && id < other.id); }
 };
@@ -63,12 +66,13 @@ ChunkResult find_top(const float* x, int64_t begin, int64_t end) {
 // One row of the step with its working memory.
 struct Row {
   const float* source;                 // logits as they came
-  float* x;                            // logits after penalty and temperature
+  float* x;                            // logits after edits and temperature
   Candidate* candidates;
   ChunkResult* chunks;
-  const int32_t *seen, *seen_end;
-  int64_t vocab, top_k, chunk_count;
-  float temperature, top_p, min_p, repetition;
+  const int32_t *ids, *counts;         // of the edits
+  const float* bias;
+  int64_t vocab, top_k, chunk_count, edits;
+  float temperature, top_p, min_p, repetition, presence, frequency;
   double u;
   float top = lowest;
 
@@ -86,36 +90,42 @@ struct Row {
     candidates = reinterpret_cast<Candidate*>(x + floats);
     chunks = reinterpret_cast<ChunkResult*>(candidates + floats);
     chunk_count = (vocab + chunk - 1) / chunk;
-    const int32_t* offsets = call.data<int32_t>(field::history_offsets) + row;
-    seen = call.data<int32_t>(field::history) + offsets[0];
-    seen_end = seen + (offsets[1] - offsets[0]);
+    const int32_t* offsets = call.data<int32_t>(field::edit_offsets) + row;
+    ids = call.data<int32_t>(field::edit_ids) + offsets[0];
+    counts = call.data<int32_t>(field::edit_counts) + offsets[0];
+    bias = call.data<float>(field::edit_bias) + offsets[0];
+    edits = offsets[1] - offsets[0];
     temperature = real(field::temperature), top_p = real(field::top_p), min_p = real(field::min_p);
-    repetition = real(field::repetition);
+    repetition = real(field::repetition), presence = real(field::presence), frequency = real(field::frequency);
     top_k = call.data<int32_t>(field::top_k)[row];
     u = uniform(call.data<int64_t>(field::seed)[row], call.data<int32_t>(field::position)[row]);
   }
 
   bool greedy() const { return !(temperature > 0); }
+  static float clean(float value) { return value == value ? value : lowest; }
+
+  // The logit of the token that edit e names.
+  float edited(int64_t e) const {
+    float value = clean(source[ids[e]]) + bias[e];
+    if (counts[e] >= 0) value = value > 0 ? value / repetition : value * repetition;
+    if (counts[e] > 0) value -= float(double(presence) + double(frequency) * counts[e]);
+    return clean(value);
+  }
 
   // First pass: x, its largest value and the place of that.
   void prepare(int64_t number) {
     const int64_t begin = number * chunk, end = std::min(vocab, begin + chunk);
-    if (greedy() && repetition == 1.0f) {
+    if (greedy() && edits == 0) {
       chunks[number] = find_top(source, begin, end);
       return;
     }
-    const vf divisor = set1(greedy() ? 1.0f : temperature);
-    auto clean = [](vf v) { return select(v == v, v, set1(lowest)); };
+    const float divisor = greedy() ? 1.0f : temperature;
+    auto scaled = [divisor](vf v) { return select(v == v, v, set1(lowest)) / set1(divisor); };
     int64_t i = begin;
-    for (; i + lanes <= end; i += lanes) store(x + i, clean(load(source + i)) / divisor);
-    if (i < end) store_n(x + i, clean(load_n(source + i, int(end - i))) / divisor, int(end - i));
-    if (repetition != 1.0f)
-      for (const int32_t* id = seen; id < seen_end; ++id) {
-        if (*id < begin || *id >= end) continue;
-        const float value = source[*id];
-        const float penalised = value > 0 ? value / repetition : value * repetition;
-        x[*id] = (value == value ? penalised : lowest) / (greedy() ? 1.0f : temperature);
-      }
+    for (; i + lanes <= end; i += lanes) store(x + i, scaled(load(source + i)));
+    if (i < end) store_n(x + i, scaled(load_n(source + i, int(end - i))), int(end - i));
+    for (int64_t e = 0; e < edits; ++e)
+      if (ids[e] >= begin && ids[e] < end) x[ids[e]] = edited(e) / divisor;
     chunks[number] = find_top(x, begin, end);
   }
 
