@@ -116,8 +116,9 @@ def canonical(source: str) -> str:
     if _HUB.fullmatch(source):
         return str(_hub_name(source))
     path = source.endswith((".gguf", "/")) or source.startswith((".", "/", "~"))
-    wanted, got = ("a path that exists", source[:200]) if path else ("the name of a model", repr(source)[:120])
-    raise expected("source", wanted, got, hint=_suggestion(source), kind=SourceError)
+    if path:
+        raise expected("source", "a path that exists", source[:200], kind=SourceError)
+    raise expected("source", "the name of a model", repr(source)[:120], hint=_suggestion(source), kind=SourceError)
 
 
 def _suggestion(source: str) -> str:
