@@ -75,6 +75,16 @@ def test_removing(home: Path) -> None:
     assert names(home) == []
 
 
+def test_a_damaged_entry_is_removed_by_its_path(home: Path) -> None:
+    entry = cache.store(home, "pypi:one", fill)
+    (entry.directory / "manifest.json").write_bytes(b"{")
+    (error,) = sources.damaged()
+    assert f"hint: `lattice rm {entry.directory}`" in str(error)
+    assert sources.remove(str(entry.directory)) and sources.damaged() == [] and names(home) == []
+    with pytest.raises(SourceError):
+        sources.remove(str(home / "models"))
+
+
 def test_only_what_is_in_the_cache_can_be_removed(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     with pytest.raises(SourceError):
@@ -166,7 +176,7 @@ def fill(files, scratch):
 print("go", flush=True)
 for turn in range(10**6):
     cache.store(home, "pypi:one", fill)
-    cache.remove(home, "pypi:one")
+    cache.remove(home, cache.entry_key("pypi:one"), "one")
 """
 
 

@@ -65,11 +65,10 @@ def _find(model: str, hub: bool) -> tuple[str, int]:
     if Path(model).exists() and not Path(model).absolute().is_relative_to(root.absolute()):
         hint = "delete files of yours with the tools of your system"
         raise expected(model, f"a model in {sources.home()}", "a path elsewhere", hint=hint, kind=SourceError)
-    for source in sources.entry_sources(model):
-        key = cache.entry_key(source)
+    for key, name in sources.entry_keys(model).items():
         places = [path for path in (root / key, root / f".fetching-{key}") if path.is_dir()]
         if places:
-            return source, sum(map(cache.size_of, places))
+            return name, sum(map(cache.size_of, places))
     hint = "`lattice list` shows what is there, `lattice rm --hub` deletes from the hub's own cache"
     raise expected(model, f"a model in {sources.home()}", "none", hint=hint, kind=SourceError)
 

@@ -239,19 +239,19 @@ def verify(entry: CacheEntry, progress: Progress | None = None) -> None:
         raise _broken(entry.directory, wanted, difference.got, entry.source)
 
 
-def remove(home: Path, source: str) -> int | None:
-    """Delete the entry of `source`, whole, damaged or unfinished; return the bytes freed, None where there is none.
+def remove(home: Path, key: str, name: str) -> int | None:
+    """Delete the entry of a key, whole, damaged or unfinished; return the bytes freed, None where there is none.
 
     It is renamed away first, so that no process meets half of one, and what an interrupted removal left goes too.
     A file that the hub's cache shares frees nothing. SourceError while another process fetches it.
     """
-    root, key = home / "models", entry_key(source)
+    root = home / "models"
     found = [path for path in (root / key, root / f".fetching-{key}") if path.is_dir()]
     if not found:
         return None
 
     def busy() -> None:
-        raise expected(source, "a model that nobody fetches just now", "one that is being fetched", kind=SourceError)
+        raise expected(name, "a model that nobody fetches just now", "one that is being fetched", kind=SourceError)
 
     with _locked(root / f"{key}.lock", busy):
         freed = sum(_own_bytes(path) for path in found if path.is_dir())

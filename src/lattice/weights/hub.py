@@ -274,8 +274,11 @@ class _Getter:
                 before = 0
             try:
                 return self._request(url, remote, part, before)
-            except LatticeError:
-                raise
+            except LatticeError:  # more than there should be: a server, and a library, that know no ranges
+                if not before or anew:
+                    raise
+                part.unlink()
+                anew = True
             except Exception as error:
                 if _status(error) == 416 and not anew:  # the server has nothing behind what is here
                     part.unlink()

@@ -227,19 +227,24 @@ def verify(path: Path | str, progress: Progress | None = None) -> CacheEntry:
     raise expected("verify", f"a model in the cache at {home()}", path, kind=SourceError)
 
 
-def entry_sources(source: str) -> list[str]:
-    """Return the sources under which a source or alias may be cached; SourceError where it names neither."""
-    alias = ALIASES.get(source.lower())
+def entry_keys(source: str) -> dict[str, str]:
+    """Return the cache keys under which a source, an alias or the path of an entry may be kept, and what to call each.
+
+    A damaged entry, whose source cannot be read, has its path only. SourceError for what can be none of these.
+    """
+    alias, root = ALIASES.get(source.lower()), home() / "models"
     if alias is not None:
-        return [canonical(name) for name in alias.sources]
-    for entry in cached():
-        if source in (str(entry.path), str(entry.directory), entry.directory.name):
-            return [entry.source]
-    return [canonical(source)]
+        return {cache.entry_key(name): name for name in map(canonical, alias.sources)}
+    path = Path(source).absolute()
+    if path.exists() and path.is_relative_to(root.absolute()) and path != root.absolute():
+        key = path.relative_to(root.absolute()).parts[0]
+        names = {entry.directory.name: entry.source for entry in cached()}
+        return {key: names.get(key, str(root / key))}
+    return {cache.entry_key(canonical(source)): canonical(source)}
 
 
 def remove(source: str) -> int | None:
     """Delete what was fetched for a source or alias; return the bytes freed, None where there was nothing."""
-    freed = [cache.remove(home(), name) for name in entry_sources(source)]
+    freed = [cache.remove(home(), key, name) for key, name in entry_keys(source).items()]
     found = [count for count in freed if count is not None]
     return sum(found) if found else None
