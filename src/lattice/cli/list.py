@@ -37,7 +37,7 @@ def show(
         "aliases": {name: list(alias.sources) for name, alias in sources.ALIASES.items()},
     }
     if hub:
-        from lattice.weights.hub import repositories
+        from lattice.weights.hub_cache import repositories
 
         found = repositories(sources.hub_settings())
         report["hub"] = [{"source": name, "bytes": held, "path": str(path)} for name, held, path in found]

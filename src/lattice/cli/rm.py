@@ -53,7 +53,7 @@ def _somebody_is_there() -> bool:
 def _find(model: str, hub: bool) -> tuple[str, int]:
     """Return the name under which a model is cached, and its bytes; LatticeError where it is not."""
     from lattice.weights import cache, sources
-    from lattice.weights.hub import repositories
+    from lattice.weights.hub_cache import repositories
 
     if hub:
         repo = model.removeprefix("hf:")
@@ -75,6 +75,6 @@ def _find(model: str, hub: bool) -> tuple[str, int]:
 
 def _remove(name: str, hub: bool) -> Any:
     from lattice.weights import sources
-    from lattice.weights.hub import remove
+    from lattice.weights.hub_cache import remove
 
     return (remove(name, sources.hub_settings()) if hub else sources.remove(name)) or 0

@@ -8,7 +8,7 @@ its files.
     home/models/.removed-...           an entry on its way out
 
 Digests are computed once, when fetched. A start compares sizes and times only; `verify` hashes again. Not
-here: where models come from (sources.py), and the hub's own cache (hub.py).
+here: where models come from (sources.py), and the hub's own cache (hub_cache.py).
 """
 
 from __future__ import annotations

