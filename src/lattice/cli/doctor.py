@@ -1,14 +1,18 @@
-"""`lattice doctor`: what there is to run on, and what is missing."""
+"""`lattice doctor`: what there is to run on, what would fit, and what is missing."""
 
 from __future__ import annotations
 
+import os
 import platform
+import tempfile
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from lattice.cli._app import JSON, dim, emit, example, size, style, waiting
+from lattice.cli import _machine
+from lattice.cli._app import JSON, dim, emit, example, size, style, table, waiting
 from lattice.errors import LatticeError
 
 LIBRARIES = {
@@ -32,63 +36,54 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json: bool = JSON) -> None:
     """Describe this machine as Lattice sees it, measure its memory bandwidth, and name what is missing."""
-    report: dict[str, Any] = {"problems": []}
-    report |= _python()
-    report["cpu"] = _cpu(report["problems"])
-    report["libraries"] = _libraries(report["problems"])
-    report["models"] = _models(report["problems"])
+    from lattice import __version__
+
+    problems: list[str] = []
+    report: dict[str, Any] = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu(problems),
+        "memory": _machine.memory(),
+        "gpu": _gpu(),
+        "libraries": _libraries(problems),
+        "home": _home(problems),
+    }
+    report["models"] = _models(problems, report["memory"]["available"])
+    report["problems"] = problems
     if json:
         emit(report)
     else:
         _print(report)
-    if report["problems"]:
+    if problems:
         raise typer.Exit(1)
-
-
-def _python() -> dict[str, Any]:
-    from lattice import __version__
-
-    return {"version": __version__, "python": platform.python_version(), "platform": platform.platform()}
 
 
 def _cpu(problems: list[str]) -> dict[str, Any]:
     from lattice.backends.cpu import bandwidth, best_target, cores, targets
 
     cpu: dict[str, Any] = {
-        "name": _processor(),
-        "cores": cores(),
-        "memory_bytes": _memory(),
+        "name": _machine.processor(),
+        "cores": _machine.cores(),
+        "threads": cores(),
         "targets": targets(),
+        "target": None,
+        "bandwidth_gb_s": None,
     }
     try:
         with waiting("measuring memory bandwidth"):
             return cpu | {"target": best_target(), "bandwidth_gb_s": round(bandwidth(), 2)}
     except (LatticeError, OSError) as error:
         problems.append(f"the native core does not open: {error}")
-        return cpu | {"target": None, "bandwidth_gb_s": None}
+        return cpu
 
 
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> int | None:
-    """Return the bytes of memory that this system has, or None where it does not say."""
-    import os
-
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+def _gpu() -> dict[str, Any]:
+    with waiting("asking for graphics adapters"):
+        return _machine.adapters()
 
 
 def _libraries(problems: list[str]) -> dict[str, str | None]:
-    from importlib.metadata import PackageNotFoundError, version
 
     found: dict[str, str | None] = {}
     for name, use in LIBRARIES.items():
@@ -100,40 +95,132 @@ def _libraries(problems: list[str]) -> dict[str, str | None]:
     return found
 
 
-def _models(problems: list[str]) -> list[dict[str, Any]]:
-    from lattice.weights.sources import cached
+def _home(problems: list[str]) -> dict[str, Any]:
+    """Return where models are kept, whether it can be written, and the bytes that are free there."""
+    import shutil
 
+    from lattice.weights.sources import home
+
+    path = home()
+    there = next((place for place in (path, *path.parents) if place.is_dir()), Path("/"))
+    free = None
     try:
-        return [{"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)} for entry in cached()]
-    except LatticeError as error:
-        problems.append(f"the model cache: {error}")
-        return []
+        free = shutil.disk_usage(there).free
+        with tempfile.TemporaryFile(dir=there):
+            writable = True
+    except OSError as error:
+        writable = False
+        problems.append(f"{path} cannot be written ({error.strerror or error}): set LATTICE_HOME")
+    return {"path": str(path), "exists": path.is_dir(), "writable": writable, "free": free}
 
 
+def _models(problems: list[str], available: int | None) -> list[dict[str, Any]]:
+    """Return the cached models, what each takes in memory, and whether that is available now."""
+    from lattice.cli._inspect import inspect
+    from lattice.weights.sources import cached, damaged
+
+    problems.extend(f"the model cache: {error}" for error in damaged())
+    models = []
+    for entry in cached():
+        model: dict[str, Any] = {"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)}
+        needs = None
+        try:
+            found = inspect(entry.path)
+            needs = None if found["problem"] else found["bytes"] + (found["kv_bytes"] or 0)
+            model["problem"] = found["problem"]
+        except LatticeError as error:
+            model["problem"] = str(error)
+        fits = None if needs is None or available is None else needs <= available
+        models.append(model | {"needs": needs, "fits": fits})
+    return models
+
+
+# ---- printing -------------------------------------------------------------------------------------------------------
 def _print(report: dict[str, Any]) -> None:
-    cpu, models = report["cpu"], report["models"]
-    memory = "unknown" if cpu["memory_bytes"] is None else size(cpu["memory_bytes"])
-    measured = (
-        "not measured" if cpu["bandwidth_gb_s"] is None else f"{cpu['bandwidth_gb_s']:.1f} GB/s read by all cores"
-    )
-    cached = f"{len(models)}, {size(sum(model['bytes'] for model in models))}"
-    rows = [
-        ("lattice", report["version"]),
-        ("python", f"{report['python']}, {report['platform']}"),
-        ("processor", f"{cpu['name']}, {cpu['cores']} cores"),
-        ("target", f"{cpu['target'] or 'none'}  (installed: {', '.join(cpu['targets']) or 'none'})"),
-        ("memory", memory),
-        ("bandwidth", measured),
-        (
-            "libraries",
-            ", ".join(f"{name} {found or 'MISSING'}" for name, found in report["libraries"].items()),
-        ),
-        ("models", cached + "".join(f"\n{'':11}{model['source']}" for model in models)),
-    ]
-    for name, value in rows:
-        typer.echo(f"{dim(f'{name:9}')}  {value}")
+    for name, lines in (
+        ("lattice", [f"{report['version']}, Python {report['python']}"]),
+        ("system", [report["platform"]]),
+        ("processor", [report["cpu"]["name"], _cores(report["cpu"])]),
+        ("kernels", [_targets(report["cpu"])]),
+        ("memory", [_memory(report["memory"])]),
+        ("bandwidth", [_bandwidth(report["cpu"]["bandwidth_gb_s"])]),
+        ("gpu", _adapters(report["gpu"])),
+        ("libraries", _wrapped([f"{name} {found or 'MISSING'}" for name, found in report["libraries"].items()])),
+        ("home", [_home_line(report["home"])]),
+        ("models", _model_lines(report["models"])),
+    ):
+        for place, line in enumerate(lines):
+            typer.echo(f"{dim(f'{name:9}') if place == 0 else ' ' * 9}  {line}")
     typer.echo()
     for problem in report["problems"]:
         typer.echo(f"{style('problem', fg='red', bold=True)}    {problem}")
     if not report["problems"]:
         typer.echo(style("everything that Lattice needs is here", fg="green"))
+
+
+def _wrapped(items: list[str], width: int = 68) -> list[str]:
+    lines = [""]
+    for item in items:
+        if lines[-1] and len(lines[-1]) + len(item) + 2 > width:
+            lines[-1] += ","
+            lines.append(item)
+        else:
+            lines[-1] += (", " if lines[-1] else "") + item
+    return lines
+
+
+def _cores(cpu: dict[str, Any]) -> str:
+    found = cpu["cores"]
+    physical = f" on {found['physical']} physical cores" if found["physical"] else ""
+    parts = [f"{found['logical']} logical{physical}" if physical else f"{found['logical']} logical cores"]
+    if found["logical"] < found["machine"]:
+        parts.append(f"of the machine's {found['machine']}")
+    if found["quota"]:
+        parts.append(f"time of {found['quota']:g} granted")
+    return ", ".join([*parts, f"{cpu['threads']} thread{'s' if cpu['threads'] > 1 else ''} used"])
+
+
+def _targets(cpu: dict[str, Any]) -> str:
+    others = ", ".join(target for target in cpu["targets"] if target != cpu["target"])
+    return f"{cpu['target'] or 'none'}" + (f"  (also installed: {others})" if others else "")
+
+
+def _memory(memory: dict[str, int | None]) -> str:
+    parts = [f"{size(memory['total'])}" if memory["total"] else "unknown"]
+    if memory["limit"]:
+        parts.append(f"limited to {size(memory['limit'])}")
+    if memory["available"] is not None:
+        parts.append(f"{size(memory['available'])} available")
+    return ", ".join(parts)
+
+
+def _bandwidth(measured: float | None) -> str:
+    return "not measured" if measured is None else f"{measured:.1f} GB/s read by all cores together, measured now"
+
+
+def _adapters(gpu: dict[str, Any]) -> list[str]:
+    if gpu["wgpu"] is None:
+        return ["wgpu is not installed: models run on the processor"]
+    if gpu["error"]:
+        return [f"none: {gpu['error']}"]
+    found = [f"{one['device'] or 'unnamed'}, {one['adapter_type']} through {one['backend_type']}"
+             for one in gpu["adapters"]]  # fmt: skip
+    return found or [f"no adapter found by wgpu {gpu['wgpu']}"]
+
+
+def _home_line(home: dict[str, Any]) -> str:
+    state = "can be written" if home["writable"] else "CANNOT BE WRITTEN"
+    path = home["path"].replace(os.path.expanduser("~"), "~", 1)
+    return f"{path}, {state}" + (f", {size(home['free'])} free" if home["free"] is not None else "")
+
+
+def _model_lines(models: list[dict[str, Any]]) -> list[str]:
+    if not models:
+        return ["none; `lattice pull minilm` fetches one"]
+    words = {True: "fits", False: "DOES NOT FIT", None: "-"}
+    rows = []
+    for model in models:
+        needs = "not understood" if model["problem"] else f"needs {size(model['needs'])}"
+        source = model["source"] if len(model["source"]) <= 32 else model["source"][:31] + "…"
+        rows.append([source, size(model["bytes"]), needs, words[model["fits"]]])
+    return table(rows, frozenset({1})).split("\n")

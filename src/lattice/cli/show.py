@@ -1,0 +1,94 @@
+"""`lattice show`: what a model is, from its files: nothing is loaded, nothing is fetched unless it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from lattice.cli._app import JSON, MODEL_HELP, byte_progress, count, dim, emit, example, fetch, size, style, table
+
+SHORT = 16  # hexadecimal digits of a digest in the table; --json has them all
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(
+        "show",
+        short_help="Describe a model: family, size, dtypes, tokenizer, files.",
+        epilog=example("lattice show minilm", "lattice show ./model.gguf --hash"),
+    )(show)
+
+
+def show(
+    model: str = typer.Argument(..., metavar="MODEL", help=f"{MODEL_HELP} minilm."),
+    hash: bool = typer.Option(False, "--hash", help="Compute the SHA-256 of files whose digest is not recorded."),
+    json: bool = JSON,
+) -> None:
+    """Describe a model by what its files say, fetched first if it is not here yet."""
+    from lattice.cli._inspect import inspect
+
+    path = fetch(model)
+    report: dict[str, Any] = {"model": model, "path": str(path)} | inspect(path)
+    report["files"] = _files(path, hash)
+    if json:
+        emit(report)
+    else:
+        _print(report)
+
+
+def _files(path: Path, hash: bool) -> list[dict[str, Any]]:
+    """Return the files of the model with the digests that its manifest, or the name of its blob, gives."""
+    from lattice.weights.cache import FILES, sha256_of
+    from lattice.weights.sources import cached
+
+    entry = next((entry for entry in cached() if entry.path == path), None)
+    if entry is not None:
+        root, recorded = entry.directory / FILES, {name: record.sha256 for name, record in entry.files.items()}
+    else:
+        root, recorded = (path, {}) if path.is_dir() else (path.parent, {})
+    found = [root / name for name in recorded] or ([path] if path.is_file() else sorted(path.rglob("*")))
+    files = []
+    with byte_progress("hash") as progress:
+        for file in found:
+            if not file.is_file():
+                continue
+            name, blob = file.relative_to(root).as_posix(), file.resolve().name
+            digest = recorded.get(name) or (blob if len(blob) == 64 and file.is_symlink() else None)
+            if digest is None and hash:
+                if progress:
+                    progress(f"hash {name}", 0, None)
+                digest = sha256_of(file)
+            files.append({"name": name, "bytes": file.stat().st_size, "sha256": digest})
+    return sorted(files, key=lambda file: -file["bytes"])
+
+
+def _print(report: dict[str, Any]) -> None:
+    task = {"generate": "generates text", "embed": "embeds text"}.get(report["task"], "not understood")
+    dtypes = ", ".join(f"{number} {dtype}" for dtype, number in report["tensors"].items())
+    layers = f", {report['layers']} layers" if report["layers"] else ""
+    rows = [
+        ("family", f"{report['family'] or 'unknown'}, {task}"),
+        ("parameters", f"{count(report['parameters'])}{layers}"),
+        ("tensors", f"{dtypes}  ({size(report['bytes'])}, {report['kind']})"),
+        ("context", f"{report['context']} tokens" if report["context"] else None),
+        ("K/V cache", f"{size(report['kv_bytes'])} a sequence of full length" if report["kv_bytes"] else None),
+        ("dimensions", report["dimensions"]),
+        ("pooling", report["pooling"] or ("none" if report["task"] == "embed" else None)),
+        ("tokenizer", f"{report['tokenizer']}, {report['vocabulary']} tokens" if report["tokenizer"] else "none"),
+        ("template", ("chat" if report["chat_template"] else "none") if report["task"] == "generate" else None),
+        ("licence", report["licence"] or "not stated"),
+        ("path", report["path"]),
+    ]
+    typer.echo(style(report["model"], bold=True))
+    for name, value in rows:
+        if value is not None:
+            typer.echo(f"{dim(f'{name:10}')}  {value}")
+    if report["problem"]:
+        typer.echo(f"{style('problem', fg='yellow', bold=True)}     {report['problem']}")
+    inside = report["path"].rpartition("/files/")[2] + "/"  # names as the model's directory has them
+    files = [[file["name"].removeprefix(inside), size(file["bytes"]), (file["sha256"] or "-")[:SHORT]]
+             for file in report["files"]]  # fmt: skip
+    lines = table([["file", "size", "sha256"], *files], frozenset({1})).split("\n")
+    typer.echo("\n".join(["", dim(lines[0]), *lines[1:]]))
