@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
             got = "something else" if path.exists() else "nothing"
             raise expected(path.name, "a regular file", got, kind=FormatError)
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            # Not read(limit + 1), which takes that much memory at once, whatever the file's size.
+            data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     except OSError as error:
         raise expected(path.name, "a readable file", error.strerror or error, kind=FormatError) from None
     if len(data) > limit:

@@ -8,22 +8,24 @@ inside GGUF files (`gguf.py`), and rendering chat templates (`chat.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer as Library
 
-from lattice.errors import FormatError, LatticeError, expected
+from lattice.errors import FormatError, LatticeWarning, expected
+from lattice.tokenizers._document import check_document
 from lattice.tokenizers._files import read_bytes, read_settings
+from lattice.tokenizers._guard import guarded
 from lattice.tokenizers.chat import ChatTemplate
 from lattice.tokenizers.stream import Decoder, StreamPlan
 
 LIMIT = 128 << 20  # bytes of a tokenizer.json; the largest in use are near 40 MiB
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Tokenizer:
             if len(encoding.ids) > room:
                 encoding.truncate(room, direction=self.cut)
                 truncated += 1
-            whole = _guarded("tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding))
+            whole = guarded("tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding))
             rows.append([*self.prefix, *whole.ids, *self.suffix])
         return rows, truncated
 
@@ -76,7 +78,7 @@ class Tokenizer:
         listed = [int(token) for token in ids]
         if listed and (min(listed) < 0 or max(listed) >= 2**32):
             raise expected("tokenizer", "token ids of at least 0 and below 2**32", [min(listed), max(listed)])
-        return _guarded(
+        return guarded(
             "tokenizer",
             "ids that decode",
             lambda: self.library.decode(listed, skip_special_tokens=skip_special),
@@ -158,36 +160,38 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
-        return _guarded(
+        return guarded(
             "tokenizer",
             "a text that can be tokenised",
             lambda: self.library.encode_batch_fast(list(texts), add_special_tokens=add_special),
         )
 
 
-def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError) -> Result:
-    """Return `work()`, turning the library's errors into ours; a panic in Rust is a BaseException."""
-    try:
-        return work()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise expected(where, wanted, f"{type(error).__name__}: {str(error)[:200]}", kind=kind) from None
-
-
-def parse_library(data: bytes, where: str = "tokenizer.json") -> Library:
+def parse_library(data: bytes, where: str = "tokenizer.json", *, check_patterns: bool = True) -> Library:
     """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it
-    is none."""
-    library = _guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
+    is none, or one that could harm (`_document.py`)."""
+    document = check_document(data, where, patterns=check_patterns)
+    library = guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
     library.no_truncation()
     library.no_padding()
+    _check_numbering(library, document, where)
     return library
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def _check_numbering(library: Library, document: Mapping[str, Any], where: str) -> None:
+    """Warn where the library, which numbers added tokens itself, gives one another id than the file does."""
+    for token in document.get("added_tokens") or ():
+        found = library.token_to_id(token["content"])
+        if found != token["id"]:
+            error = expected(where, f"a token {token['content']!r:.80} with the id {token['id']}", found)
+            warnings.warn(str(error), LatticeWarning, stacklevel=4)
+
+
+def load_tokenizer(path: str | Path, *, check_patterns: bool = True) -> Tokenizer:
     """Return the tokenizer of a directory that holds tokenizer.json; raises FormatError for malformed files.
 
     tokenizer_config.json, special_tokens_map.json and chat_template.jinja are read where they exist.
+    `check_patterns=False` accepts regular expressions whose matching might take more than linear time.
     """
     directory = Path(path)
     source = directory / "tokenizer.json"
@@ -199,7 +203,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
             hint="vocab.txt, merges.txt and tokenizer.model are not read; convert them to tokenizer.json",
             kind=FormatError,
         )
-    library = parse_library(read_bytes(source, LIMIT))
+    library = parse_library(read_bytes(source, LIMIT), check_patterns=check_patterns)
     settings = read_settings(directory / "tokenizer_config.json")
     mapped = read_settings(directory / "special_tokens_map.json")
     return assemble(library, {**mapped, **settings}, _templates(directory, settings))
@@ -208,15 +212,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[str, str]) -> Tokenizer:
     """Return a Tokenizer of a library object and the settings of a tokenizer_config.json."""
     special = {name: text for name in _NAMES if (text := _token_text(settings.get(name), name)) is not None}
-    ids = library.encode("a", add_special_tokens=True).ids
+    tried = guarded("tokenizer", "a tokenizer that encodes", lambda: library.encode("a").ids, FormatError)
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     if settings.get("add_bos_token") is True:
         bos = _added(library, special, "bos_token")
-        prefix = () if ids[:1] == [bos] else (bos,)
+        prefix = () if tried[:1] == [bos] else (bos,)
     if settings.get("add_eos_token") is True:
         eos = _added(library, special, "eos_token")
-        suffix = () if ids[-1:] == [eos] else (eos,)
+        suffix = () if tried[-1:] == [eos] else (eos,)
     longest = settings.get("model_max_length")
     return Tokenizer(
         library,
@@ -263,5 +267,5 @@ def _templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     file = directory / "chat_template.jinja"
     if file.exists():
         data = read_bytes(file, 1 << 20)
-        templates["default"] = _guarded(file.name, "UTF-8 text", data.decode, FormatError)
+        templates["default"] = guarded(file.name, "UTF-8 text", data.decode, FormatError)
     return templates
