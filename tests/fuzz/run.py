@@ -229,7 +229,7 @@ def main(arguments: Sequence[str]) -> int:
             failures = [failure for outcome in outcomes for failure in outcome.failures]
             accepted = sum(outcome.accepted for outcome in outcomes)
             print(
-                f"{name:12} {inputs:9} inputs {inputs / max(seconds, 1e-9):8.0f}/s {accepted:9} accepted "
+                f"{name:13} {inputs:9} inputs {inputs / max(seconds, 1e-9):8.0f}/s {accepted:9} accepted "
                 f"{len(failures):3} failures",
                 flush=True,
             )

@@ -275,6 +275,61 @@ TOKENIZERS: list[dict[str, Any]] = [
 ]
 
 
+# ---- SentencePiece and tiktoken ---------------------------------------------------------------------------------
+
+
+def _varint(value: int) -> bytes:
+    raw = b""
+    while value > 127:
+        raw, value = raw + bytes([value & 127 | 128]), value >> 7
+    return raw + bytes([value])
+
+
+def _field(number: int, value: int | float | bytes, random: Random) -> bytes:
+    if random.random() < 0.004:
+        value = random.choice((*EXTREMES, b"", b"\xff", 1e38, float("nan")))
+    if isinstance(value, bytes):
+        size = len(value) if random.random() < 0.998 else random.choice(EXTREMES)
+        return _varint(number << 3 | 2) + _varint(size) + value
+    if isinstance(value, float):
+        return _varint(number << 3 | 5) + struct.pack("<f", value)
+    return _varint(number << 3) + _varint(value)
+
+
+_PIECES = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3), ("▁", -2.0, 1), ("a", -3.0, 1), ("b", -4.0, 1)]
+_PIECES += [("ab", -1.0, 1), ("▁a", -1.5, 1), ("<user>", 0.0, 4), ("é", -7.0, 1), ("aaa", -2.5, 1)]
+
+
+def sentencepiece(random: Random) -> bytes:
+    """Return a `.model` file, valid but for the few fields that chance made extreme."""
+    pieces = [piece for piece in _PIECES if random.random() < 0.98]
+    fallback = random.random() < 0.3
+    if fallback:
+        pieces += [(f"<0x{byte:02X}>", 0.0, 6) for byte in range(256)]
+    raw = b""
+    for text, score, kind in pieces:
+        inner = _field(1, text.encode(), random) + _field(2, score, random) + _field(3, kind, random)
+        raw += _field(1, inner, random)
+    trainer = _field(3, random.choice((1, 2)), random) + _field(35, int(fallback), random)
+    trainer += _field(40, 0, random) + _field(41, 1, random) + _field(42, 2, random) + _field(43, 2**64 - 1, random)
+    rules = b"" if random.random() < 0.5 else _field(2, base64.b64decode(_charsmap()), random)
+    rules += b"".join(_field(n, random.randrange(2), random) for n in (3, 4, 5))
+    return raw + _field(2, trainer, random) + _field(3, rules, random)
+
+
+def ranks(random: Random) -> bytes:
+    """Return a rank file of all bytes and a few longer tokens, sometimes with a line that is wrong."""
+    tokens = [bytes([byte]) for byte in range(256)] + [b"ab", b"aa", b" a", b"aaa", b"aab"]
+    lines = [base64.b64encode(token) + b" %d" % rank for rank, token in enumerate(tokens)]
+    for _ in range(random.choice((0, 1, 1, 2))):
+        at = random.randrange(len(lines))
+        token, _, rank = lines[at].partition(b" ")
+        odd = [b"", token, token + b" -1", b"AAA= " + rank, token + b" 4294967296", token + b"  " + rank, b"= " + rank]
+        odd += [base64.b64encode(b"a" * 300) + b" " + rank, token + b" %d" % random.choice(EXTREMES), rank, b"\xff"]
+        lines[at : at + random.choice((0, 1, 1, 1))] = [random.choice(odd)] * random.choice((1, 1, 1, 2))
+    return random.choice((b"\n", b"\n", b"\r\n", b"\r", b"\x0b")).join(lines)
+
+
 # ---- chat templates ---------------------------------------------------------------------------------------------
 
 _WORDS = """

@@ -88,6 +88,33 @@ def _run_tokenizer(data: bytes, directory: Path) -> object:
     return tokenizer.decode(ids), text, tokenizer.encode_truncated(["a b a b"], 8)
 
 
+def _spoken(directory: Path) -> object:
+    tokenizer = load_tokenizer(directory)
+    ids = tokenizer.encode("ab a1  é\u0301中\n<s><user>" + "a" * 30)[:200]
+    stream = tokenizer.stream()
+    return tokenizer.decode(ids), "".join(stream.push(token) for token in ids) + stream.finish()
+
+
+def _sentencepiece(random: Random) -> bytes:
+    raw = seeds.sentencepiece(random)
+    return damage(raw, seeds.sentencepiece(random), random) if random.random() < 0.4 else raw
+
+
+def _run_sentencepiece(data: bytes, directory: Path) -> object:
+    (directory / "tokenizer.model").write_bytes(data)
+    return _spoken(directory)
+
+
+def _ranks(random: Random) -> bytes:
+    raw = seeds.ranks(random)
+    return damage(raw, raw, random, 1) if random.random() < 0.2 else raw
+
+
+def _run_ranks(data: bytes, directory: Path) -> object:
+    (directory / "qwen.tiktoken").write_bytes(data)
+    return _spoken(directory)
+
+
 CONFIG_VALUES = [*SCALARS, 3, 4, 5, 16, 24, 48, 64, 1000, 4096, "linear", "llama3", "yarn", "gelu", "silu"]
 
 
@@ -157,6 +184,8 @@ TARGETS = {
     "safetensors": Target(_safetensors, _run_safetensors),
     "gguf": Target(_gguf, _run_gguf),
     "tokenizer": Target(_tokenizer, _run_tokenizer),
+    "sentencepiece": Target(_sentencepiece, _run_sentencepiece),
+    "tiktoken": Target(_ranks, _run_ranks),
     "config": Target(_config, _run_config),
     "index": Target(_index, _run_index),
     "template": Target(_template, _run_template),

@@ -10,7 +10,8 @@ import pytest
 
 RUN = Path(__file__).with_name("run.py")
 # Together a few seconds: these are for whoever breaks a parser, the large numbers are for CI.
-INPUTS = {"safetensors": 2000, "gguf": 2000, "tokenizer": 1000, "config": 600, "index": 2000, "template": 300}
+INPUTS = {"safetensors": 2000, "gguf": 1000, "tokenizer": 600, "config": 400, "index": 1500, "template": 250}
+INPUTS |= {"sentencepiece": 600, "tiktoken": 300}
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

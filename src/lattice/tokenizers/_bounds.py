@@ -18,14 +18,15 @@ from lattice.strict_json import parse_object
 from lattice.tokenizers._patterns import check_pattern
 
 IDS = 1 << 22  # ids of a vocabulary
-OBJECTS, LISTS, COMMAS = 1 << 19, 1 << 21, 1 << 23  # in the whole file: added tokens, merges, everything
+OBJECTS, LISTS, COMMAS = 1 << 19, 1 << 22, 1 << 24  # in the whole file: added tokens, merges, everything
 ADDED, ADDED_TEXT = 1 << 18, 1 << 22  # added tokens, and their characters: the automaton takes 80 bytes for each
 ADDED_LONGEST = 1 << 12
 PIECE, PIECES_TEXT = 1 << 10, 1 << 24  # characters of a unigram piece, and of all: a node of the trie each
 WORD = 256  # max_input_chars_per_word: WordPiece takes its third power of time for a word
 STEPS = 256  # normalisers, pre-tokenisers, decoders and processors, those inside sequences included
 TEXT = 1024  # characters of a text in a step
-GROWTH = 64  # times that normalisers, or decoders, may lengthen a text
+REPLACEMENT = 64  # bytes of a character map's replacement; the longest of Unicode's own compositions has 33
+GROWTH = 256  # times that normalisers, or decoders, may lengthen a text
 TEMPLATE = 64  # pieces of a post-processor's template, and ids of a special token
 SIDES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _WITHIN = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -171,8 +172,8 @@ def _check_charsmap(value: object, where: str) -> float:
     if len(raw) < 8 or size % 4 or not 4 <= size <= len(raw) - 4:  # the library allocates `size` without looking
         raise _refused(where, "a character map whose trie is within it", f"{len(raw)} bytes, a trie of {size}")
     longest = max(map(len, raw[4 + size :].split(b"\0")))
-    if longest > GROWTH:  # the longest of Unicode's own compositions has 33 bytes
-        raise _refused(where, f"replacements of at most {GROWTH} bytes", longest)
+    if longest > REPLACEMENT:
+        raise _refused(where, f"replacements of at most {REPLACEMENT} bytes", longest)
     return max(1.0, float(longest))
 
 
@@ -205,7 +206,7 @@ def _check_template(template: object, sequences: tuple[str, ...], special: set[s
         name = body.get("id") if isinstance(body, dict) else None
         if kind == "Sequence" and name in sequences and name not in met:
             met.append(name)
-        elif kind != "SpecialToken" or name not in special:
+        elif kind != "SpecialToken" or not isinstance(name, str) or name not in special:
             raise _refused(where, f"each sequence of {', '.join(sequences)} once and special tokens it names", piece)
     if "A" not in met:
         raise _refused(where, "the sequence A", "none")
