@@ -20,8 +20,12 @@ SCRIPTS = [
     (0xAC00, 0xD7A3), (0xF900, 0xFA2D), (0xFB00, 0xFB06), (0xFE50, 0xFE6B), (0xFF01, 0xFF5E), (0xFF61, 0xFFDC),
     (0x10330, 0x1034A), (0x1D400, 0x1D454), (0x1F300, 0x1F64F), (0x1F680, 0x1F6C5), (0x20000, 0x2A6D6),
 ]  # fmt: skip
-MARKS = "\u0300\u0301\u0302\u0303\u0308\u030a\u0323\u0327\u0328\u0338\u0345\u05b4\u064b\u093c\u0e34\u20d0\u3099\u309a\ufe0f"
-CONTROLS = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)])) + "\u00ad\u061c\u200b\u200c\u200d\u200e\u202e\u2060\ufeff"
+MARKS = (
+    "\u0300\u0301\u0302\u0303\u0308\u030a\u0323\u0327\u0328\u0338\u0345\u05b4\u064b\u093c\u0e34\u20d0\u3099\u309a\ufe0f"
+)
+CONTROLS = (
+    "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)])) + "\u00ad\u061c\u200b\u200c\u200d\u200e\u202e\u2060\ufeff"
+)
 CONTROLS += "\ufffd\ufff9\ue000\uf8ff\U000e0061\U0010ffff\ufffe\ufdd0"
 SPACES = " \t\n\r\u00a0\u1680\u2000\u2003\u2009\u2028\u2029\u202f\u205f\u3000\u2581\x0b\x0c\x85"
 EMOJI = [
@@ -31,12 +35,13 @@ LOOKALIKES = [
     "<|im_end|", "<|im_end |>", "< s>", "<S>", "</ s>", "[ CLS]", "[SEP", "<unk", "<0x0A>", "<0xZZ>", "##ing", "▁the",
     "▁▁", "<tool", "＜s＞", "<pad >", "Ġthe", "ĊĊ", "<think", "@@", "</w>", " ⁇ ", "<bos", "<tool>", "ﬁx",
 ]  # fmt: skip
-WORDS = (
+_TEXT = (
     "the of and to in return self def import value number tokens text list None True lambda yield class Hello world "
     "don't we'll I'VE it's naïve café Grüße Straße ΑΒΓ Привет мир שלום مرحبا नमस्ते สวัสดี こんにちは 世界 안녕 "
     "1234567 3.14 2024-01-02 x==y a->b /path/to/file.txt https://example.org/?q=1&r=2 user@example.org CamelCaseWord "
     "snake_case_word ---- ==== ... !!! ??? aaaa"
-).split(" ")
+)
+WORDS = _TEXT.split(" ")
 
 
 def mixed(count: int, seed: int = 1) -> list[str]:
@@ -67,7 +72,7 @@ def _one(rng: random.Random, items: Sequence[str]) -> str:
 
 
 def _string(rng: random.Random) -> str:
-    parts = [_PARTS[_below(rng, len(_PARTS))](rng) for _ in range(_below(rng, 9))]
+    parts = [_PARTS[_below(rng, len(_PARTS))](rng) for _ in range(1 + _below(rng, 8))]
     joint = _one(rng, ["", "", " ", " ", "\n"])
     return joint.join(parts)
 
