@@ -26,7 +26,7 @@ LONGEST = 1024  # bytes of a token
 _LINE = re.compile(rb"([A-Za-z0-9+/]+={0,2})[ \t]+(\d{1,9})[ \t]*")
 _CL100K = PreTokenizer(
     (
-        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+        r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*+"
         r"|\s++\z|\s*[\r\n]|\s+(?!\S)|\s",
     ),
     gpt2=False,
@@ -80,8 +80,12 @@ def find_pattern(settings: Mapping[str, Any], name: str) -> PreTokenizer:
     """Return how text is cut, by the settings' `pat_str`, the file's name or the settings' tokenizer_class."""
     given = settings.get("pat_str")
     if isinstance(given, str):
+        if "}+" in given or "$" in given:  # possessive and end of text there, repetition and end of line here
+            wanted = "a pat_str without }+ and $, which the tokenizers library reads otherwise"
+            raise expected("tokenizer_config.json", wanted, repr(given)[:80], kind=FormatError)
         return PreTokenizer((given,), gpt2=False)
-    hints = [hint for hint in (name, settings.get("tokenizer_class"), settings.get("name_or_path")) if hint]
+    given = (name, settings.get("tokenizer_class"), settings.get("name_or_path"))
+    hints: list[object] = [hint for hint in given if hint]
     for hint in hints:
         for pattern, known in _PATTERNS:
             if isinstance(hint, str) and pattern.search(hint):
