@@ -245,6 +245,18 @@ def test_bad_settings(tmp_path: Path, config: dict[str, Any]) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("change", [{"kind": "unigram"}, {"kind": 1}, {"types": "x"}, {"types": 3}, {"charsmap": "!"}])
+def test_settings_that_do_not_fit_the_cached_file(tmp_path: Path, change: dict[str, Any]) -> None:
+    tokenizer_from_gguf(gguf(), tmp_path, "k")
+    path = tmp_path / "k/tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config["lattice"]["sentencepiece"].update(change)
+    path.write_text(json.dumps(config))
+    with pytest.raises(FormatError):
+        load_tokenizer(tmp_path / "k")
+    assert tokenizer_from_gguf(gguf(), tmp_path, "k").encode("ab") == [1, 3, 6]  # built again
+
+
 def test_charsmap_replaces_only_sound_things() -> None:
     trie = struct.pack("<I", 4) + struct.pack("<I", 0)
     assert Charsmap(trie + b"x\0").replace("abc", Words(())) == "abc"  # a trie of nothing
