@@ -42,7 +42,7 @@ class Words:
         while self.first is not None and (found := self.first.search(text, begin)):
             start = begin = found.start()
             for length in self._lengths(text, start):
-                if text[start : start + length] in self.words:
+                if start + length <= len(text) and text[start : start + length] in self.words:
                     begin = start + length
                     yield start, begin
                     break

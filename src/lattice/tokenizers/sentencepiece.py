@@ -65,9 +65,9 @@ class Pieces:
                 raise self._error("finite scores", f"{score} of piece {number}")
             if not NORMAL <= kind <= BYTE:
                 raise self._error("piece types 1 to 6", f"{kind} of piece {number}")
-        missing = [name for name in map(_byte, range(256)) if name not in set(self.texts)] if self.byte_fallback else []
-        if missing:
-            raise self._error("a piece for every byte", f"none for {missing[0]}")
+        missing = {_byte(value) for value in range(256)}.difference(self.texts)
+        if self.byte_fallback and missing:
+            raise self._error("a piece for every byte", f"none for {min(missing)}")
         if self.special.get("unk") is None:
             raise self._error("an unknown piece", "none")
         if self.kind == "bpe" and UNUSED in self.types:

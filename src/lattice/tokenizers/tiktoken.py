@@ -82,8 +82,12 @@ def find_pattern(settings: Mapping[str, Any], name: str) -> PreTokenizer:
     """Return how text is cut, by the settings' `pat_str`, the file's name or the settings' tokenizer_class."""
     given = settings.get("pat_str")
     if isinstance(given, str):
+        if "}+" in given or "$" in given:  # possessive and end of text there, repetition and end of line here
+            wanted = "a pat_str without }+ and $, which the tokenizers library reads otherwise"
+            raise expected("tokenizer_config.json", wanted, repr(given)[:80], kind=FormatError)
         return PreTokenizer((given,), gpt2=False)
-    hints = [hint for hint in (name, settings.get("tokenizer_class"), settings.get("name_or_path")) if hint]
+    given = (name, settings.get("tokenizer_class"), settings.get("name_or_path"))
+    hints: list[object] = [hint for hint in given if hint]
     for hint in hints:
         for pattern, known in _PATTERNS:
             if isinstance(hint, str) and pattern.search(hint):

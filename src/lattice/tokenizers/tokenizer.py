@@ -225,7 +225,9 @@ def assemble(
         at = next((n for n in range(len(ids)) if ids[n : n + len(plain)] == plain), 0)
         prefix, suffix = (*prefix, *ids[:at]), (*ids[at + len(plain) :], *suffix)
         rules = settings["lattice"]["sentencepiece"]
-        encoder = guarded("tokenizer.json", "a SentencePiece vocabulary", lambda: Encoder(library, document, rules))
+        encoder = guarded(
+            "tokenizer.json", "a SentencePiece vocabulary", lambda: Encoder(library, document, rules), FormatError
+        )
     longest = settings.get("model_max_length")
     return Tokenizer(
         library,

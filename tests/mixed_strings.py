@@ -35,63 +35,13 @@ LOOKALIKES = [
     "<|im_end|", "<|im_end |>", "< s>", "<S>", "</ s>", "[ CLS]", "[SEP", "<unk", "<0x0A>", "<0xZZ>", "##ing", "▁the",
     "▁▁", "<tool", "＜s＞", "<pad >", "Ġthe", "ĊĊ", "<think", "@@", "</w>", " ⁇ ", "<bos", "<tool>", "ﬁx",
 ]  # fmt: skip
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "return",
-    "self",
-    "def",
-    "import",
-    "value",
-    "number",
-    "tokens",
-    "text",
-    "list",
-    "None",
-    "True",
-    "lambda",
-    "yield",
-    "class",
-    "Hello",
-    "world",
-    "don't",
-    "we'll",
-    "I'VE",
-    "it's",
-    "naïve",
-    "café",
-    "Grüße",
-    "Straße",
-    "ΑΒΓ",
-    "Привет",
-    "мир",
-    "שלום",
-    "مرحبا",
-    "नमस्ते",
-    "สวัสดี",
-    "こんにちは",
-    "世界",
-    "안녕",
-    "1234567",
-    "3.14",
-    "2024-01-02",
-    "x==y",
-    "a->b",
-    "/path/to/file.txt",
-    "https://example.org/?q=1&r=2",
-    "user@example.org",
-    "CamelCaseWord",
-    "snake_case_word",
-    "----",
-    "====",
-    "...",
-    "!!!",
-    "???",
-    "aaaa",
-]
+_TEXT = (
+    "the of and to in return self def import value number tokens text list None True lambda yield class Hello world "
+    "don't we'll I'VE it's naïve café Grüße Straße ΑΒΓ Привет мир שלום مرحبا नमस्ते สวัสดี こんにちは 世界 안녕 "
+    "1234567 3.14 2024-01-02 x==y a->b /path/to/file.txt https://example.org/?q=1&r=2 user@example.org CamelCaseWord "
+    "snake_case_word ---- ==== ... !!! ??? aaaa"
+)
+WORDS = _TEXT.split(" ")
 
 
 def mixed(count: int, seed: int = 1) -> list[str]:
@@ -122,7 +72,7 @@ def _one(rng: random.Random, items: Sequence[str]) -> str:
 
 
 def _string(rng: random.Random) -> str:
-    parts = [_PARTS[_below(rng, len(_PARTS))](rng) for _ in range(_below(rng, 9))]
+    parts = [_PARTS[_below(rng, len(_PARTS))](rng) for _ in range(1 + _below(rng, 8))]
     joint = _one(rng, ["", "", " ", " ", "\n"])
     return joint.join(parts)
 
