@@ -18,11 +18,12 @@ CMAKE := $(CURDIR)/$(BIN)/cmake
 GENERATOR := -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+INPUTS ?= 100000
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup native demo test check lint types sizes rules warnings wheel bench format clean
+.PHONY: help setup native demo test fuzz check lint types sizes rules warnings wheel bench format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +49,9 @@ demo: setup  ## embed, compare and chat on real models
 
 test: setup  ## all tests, real models included; PYTEST_ARGS='-k name' narrows
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+fuzz: setup  ## hostile inputs for every parser of files from outside; INPUTS=1000000 for each
+	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
 
 check: lint types sizes rules warnings  ## style, types, sizes, import direction, public names, C++ warnings
 

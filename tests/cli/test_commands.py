@@ -76,7 +76,7 @@ def test_embed_options(cli, encoder, result_of):
     assert np.array_equal(np.float32(got["embeddings"]), model.encode(["w1"], dimensions=5, normalize=False))
 
 
-def test_embed_prompts(cli, golden):
+def test_embed_prompts(cli, golden, result_of, refused):
     model = golden / "embedders" / "xlm-roberta"
     encoder, texts = lattice.load_encoder(model), ["a cat", "привет"]
     for options, wanted in [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 
 from lattice.dtypes import Array
 from lattice.errors import FormatError
+from lattice.strict_json import read_object
 from lattice.weights import GGUFFile, SafetensorsFile, open_checkpoint, save_safetensors
 
 from .conftest import gguf_entry, gguf_string, gguf_tensor, ones, raw_gguf, raw_safetensors, write_model
@@ -83,6 +85,27 @@ SAFETENSORS = {
     "trailing bytes": (raw_safetensors({"w": W}, bytes(9)), "data that ends with the file"),
     "empty name": (raw_safetensors({"": W}, bytes(8)), "a printable tensor name"),
     "NUL in a name": (raw_safetensors({"a\0b": W}, bytes(8)), "a printable tensor name"),
+    "offsets of 2**64": (raw_safetensors({"w": f32([2], [2**64 - 8, 2**64])}, bytes(8)), "offsets [begin, end]"),
+    "offsets that wrap": (raw_safetensors({"w": f32([2], [2**63, 2**63 + 8])}, bytes(8)), "offsets [begin, end]"),
+    "exabyte": (raw_safetensors({"w": f32([2**46, 4], [0, 2**50])}, bytes(8)), "within 8 bytes of data"),
+    "sizes that sum beyond 2**64": (
+        raw_safetensors({f"w{n}": f32([2**46], [n << 48, (n + 1) << 48]) for n in range(4)}, bytes(8)),
+        "within 8 bytes of data",
+    ),
+    "another file behind the data": (raw_safetensors({"w": W}, bytes(8) + b"PK\3\4" + bytes(18)), "ends with the file"),
+    "a zip before it": (b"PK\3\4" + raw_safetensors({"w": W}, bytes(8)), "a header within"),
+    "metadata twice": (
+        raw_safetensors('{"__metadata__":{"a":"b"},"__metadata__":{"a":"c"}}'),
+        "duplicate key '__metadata__'",
+    ),
+    "metadata a tensor": (raw_safetensors({"__metadata__": W}, bytes(8)), "__metadata__ of strings"),
+    "offsets of empty tensors within others": (
+        raw_safetensors({"v": W, "w": f32([0], [4, 4])}, bytes(8)),
+        "an overlap before 'w'",
+    ),
+    "comment": (raw_safetensors('{/**/"w":' + json.dumps(W) + "}", bytes(8)), "valid JSON in UTF-8"),
+    "byte order mark": (raw_safetensors("\ufeff{}"), "a header that begins with {"),
+    "NUL behind the header": (raw_safetensors('{"w":' + json.dumps(W) + "}\0", bytes(8)), "valid JSON in UTF-8"),
     "lone surrogate": (
         raw_safetensors('{"\\ud800":' + json.dumps(W) + "}", bytes(8)),
         "a printable tensor name",
@@ -192,6 +215,50 @@ GGUF = {
         raw_gguf([], [gguf_tensor("w", [4]), gguf_tensor("w", [4], 0, 32)], FLOATS),
         "tensor names once each, got 'w' again",
     ),
+    # CVE-2024-21802, -21825, -21836, -23496, -23605: a count times a size, beyond 2**64
+    "tensors that wrap": (raw_gguf(counts=(2**64 // 24 + 1, 0)), "tensor count that fits the file"),
+    "entries that wrap": (raw_gguf(counts=(0, 2**64 // 13 + 1)), "metadata count that fits the file"),
+    "array that wraps": (raw_gguf([gguf_entry("a", 9, array_of(10, 2**61 + 1))]), "array length of a that fits"),
+    "strings that wrap": (raw_gguf([gguf_entry("a", 9, array_of(8, 2**61 + 1))]), "array length of a that fits"),
+    "key of 2**64 - 1": (raw_gguf([struct.pack("<Q", 2**64 - 1) + bytes(16)]), "key length that fits the file"),
+    "string of 2**64 - 1": (raw_gguf([gguf_entry("a", 8, struct.pack("<Q", 2**64 - 1))]), "string length of a"),
+    "tensor name of 2**64 - 1": (raw_gguf([], [struct.pack("<Q", 2**64 - 1) + bytes(24)]), "tensor name length"),
+    # CVE-2025-49847: the length of a token, cast to 32 bits
+    "token of 2**31": (
+        raw_gguf([gguf_entry("a", 9, array_of(8, 1, struct.pack("<Q", 2**31) + bytes(64)))]),
+        "1 strings within the file",
+    ),
+    "token of 2**32 + 1": (
+        raw_gguf([gguf_entry("a", 9, array_of(8, 1, struct.pack("<Q", 2**32 + 1) + bytes(64)))]),
+        "1 strings within the file",
+    ),
+    # CVE-2025-53630, CVE-2026-27940: sizes whose sum wraps, each of them in bounds
+    "offset and size that wrap": (
+        raw_gguf([], [gguf_tensor("w", [4], 0, 2**64 - 32)], FLOATS),
+        "16 bytes from offset 18446744073709551584",
+    ),
+    "sizes that sum beyond 2**64": (
+        raw_gguf([], [gguf_tensor(f"w{n}", [2**48], 0, n << 50) for n in range(4)], FLOATS),
+        "1125899906842624 bytes from offset 0",
+    ),
+    # CVE-2026-33298: a size that wraps to a small one
+    "exabyte as 4 MB": (raw_gguf([], [gguf_tensor("w", [2**20, 2**44])], FLOATS), "at most 2**48 values"),
+    "dimensions that wrap to 4": (raw_gguf([], [gguf_tensor("w", [2**62 + 1, 4])], FLOATS), "at most 2**48 values"),
+    "dimension of 2**63": (raw_gguf([], [gguf_tensor("w", [2**63])], FLOATS), "at most 2**48 values"),
+    "dimension of -1": (raw_gguf([], [gguf_tensor("w", [2**64 - 1])], FLOATS), "at most 2**48 values"),
+    "dimension count of 2**32 - 1": (
+        raw_gguf([], [gguf_string("w") + struct.pack("<I", 2**32 - 1) + bytes(24)], FLOATS),
+        "at most 4 dimensions",
+    ),
+    "alignment 2**31": (raw_gguf([gguf_entry("general.alignment", 4, struct.pack("<I", 2**31))]), "a power of two"),
+    "alignment -32": (raw_gguf([gguf_entry("general.alignment", 5, struct.pack("<i", -32))]), "a power of two"),
+    "alignment an array": (raw_gguf([gguf_entry("general.alignment", 9, array_of(4, 1, bytes(4)))]), "a power of two"),
+    "array of arrays that are cut": (
+        raw_gguf([gguf_entry("a", 9, array_of(9, 3, array_of(4, 0)))]),
+        "array length of a that fits",
+    ),
+    "split count a string": (raw_gguf([gguf_entry("split.count", 8, gguf_string("2"))]), "a whole model"),
+    "tensor type 2**32 - 1": (raw_gguf([], [gguf_tensor("w", [4], 2**32 - 1)], FLOATS), "(unknown)"),
     "tensor name not UTF-8": (raw_gguf([], [gguf_tensor(b"\xc3", [4])], FLOATS), "tensor name in UTF-8"),
 }
 
@@ -268,3 +335,77 @@ def test_config(tmp_path: Path, config: bytes, fragment: str) -> None:
     with pytest.raises(FormatError) as caught:
         open_checkpoint(tmp_path)
     assert fragment in str(caught.value)
+
+
+NAMES = {
+    "parent": "../a.safetensors",
+    "absolute": "/etc/passwd.safetensors",
+    "folder": "sub/a.safetensors",
+    "here": "./a.safetensors",
+    "backslash": "..\\a.safetensors",
+    "drive": "C:a.safetensors",
+    "share": "\\\\host\\a.safetensors",
+    "NUL": "a\0.safetensors",
+    "newline": "a\n.safetensors",
+    "override": "\u202esrosnetefas.safetensors",
+    "surrogate": "\ud800.safetensors",
+    "stream": "a.safetensors::$DATA.safetensors",
+    "long": "a" * 300 + ".safetensors",
+    "pickle": "pytorch_model.bin",
+    "nothing": "",
+    "number": 3,
+    "list": ["a.safetensors"],
+}
+
+
+def index(weight_map: object, **more: object) -> bytes:
+    return json.dumps({"weight_map": weight_map, **more}).encode()
+
+
+INDEXES = {
+    **{
+        f"file name: {case}": (index({"w": name}), "a plain file name|a .safetensors file")
+        for case, name in NAMES.items()
+    },
+    "file that is not there": (index({"w": "b.safetensors"}), "the shard b.safetensors, got no such file"),
+    "link that leaves": (index({"w": "link.safetensors"}), "a link that leaves it"),
+    "folder as file": (index({"w": "folder.safetensors"}), "no such file"),
+    "pipe as file": (index({"w": "pipe.safetensors"}), "no such file"),
+    "tensor not in its file": (index({"w": "a.safetensors", "x": "a.safetensors"}), "a shard without it"),
+    "file's tensor not named": (index({"x": "a.safetensors"}), "a shard without it"),
+    "tensor twice": (b'{"weight_map":{"w":"a.safetensors","w":"b.safetensors"}}', "duplicate key 'w'"),
+    "no tensors": (index({}), "a weight_map of tensor names"),
+    "no map": (index([1]), "a weight_map of tensor names"),
+    "no key": (b"{}", "a weight_map of tensor names"),
+    "not an object": (b"[]", "a JSON object"),
+    "deep": (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "at most 64 levels"),
+    "tensor without name": (index({"": "a.safetensors"}), "a printable tensor name"),
+    "tensor of a control name": (index({"w\0": "a.safetensors"}), "a printable tensor name"),
+}
+
+
+@pytest.mark.parametrize("case", INDEXES)
+def test_index(tmp_path: Path, case: str) -> None:
+    raw, fragments = INDEXES[case]
+    model = tmp_path / "model"
+    write_model(model)
+    (model / "model.safetensors").rename(model / "a.safetensors")
+    save_safetensors(tmp_path / "outside.safetensors", {"w": ones(2, 3)})
+    save_safetensors(tmp_path / "a.safetensors", {"w": ones(2, 3)})  # what `..` would reach
+    (model / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (model / "folder.safetensors").mkdir()
+    (model / "sub").mkdir()
+    save_safetensors(model / "sub" / "a.safetensors", {"w": ones(2, 3)})
+    os.mkfifo(model / "pipe.safetensors")
+    (model / "model.safetensors.index.json").write_bytes(raw)
+    with pytest.raises(FormatError) as caught:
+        open_checkpoint(model)
+    assert any(fragment in str(caught.value) for fragment in fragments.split("|")), caught.value
+
+
+def test_a_settings_file_takes_the_memory_of_its_size_and_not_of_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tracemalloc.start()
+    read_object(tmp_path / "config.json", 1 << 30)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()

@@ -19,9 +19,9 @@ from typing import Any
 
 from lattice.errors import FormatError, LatticeError, expected
 from lattice.ops.pool import POOLINGS
+from lattice.strict_json import parse_object
 from lattice.weights import Checkpoint, read_config
 from lattice.weights._files import inside
-from lattice.weights._json import parse_object
 
 MAX_MODULES = 1 << 20  # bytes of a modules.json
 GGUF_POOLINGS = {1: "mean", 2: "cls", 3: "last"}

@@ -74,6 +74,8 @@ def check_config(config: Any) -> None:
             kinds = (int, float) if field.name in REAL else (int,)
             if type(value) not in kinds or not low <= value <= high:
                 raise expected("config", f"{field.name} from {low} to {high}", repr(value))
+        elif field.type in (bool, "bool") and type(value) is not bool:
+            raise expected("config", f"{field.name} true or false", repr(value))
         if field.name in ("hidden_act", "hidden_activation") and value not in ACTIVATION_KINDS:
             raise expected("config", f"{field.name} among {', '.join(ACTIVATION_KINDS)}", repr(value))
 

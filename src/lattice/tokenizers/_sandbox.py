@@ -17,10 +17,7 @@ This file imports Jinja (60 ms); `chat.py` imports it when a template is compile
 
 from __future__ import annotations
 
-import datetime
-import json
 import operator
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -37,13 +34,23 @@ from lattice.tokenizers._budget import (
     COMPILE_SECONDS,
     FILENAME,
     INTEGER_BITS,
-    NODE,
     OUTPUT,
     SECONDS,
     Budget,
     Stop,
     Tracer,
     weigh,
+)
+from lattice.tokenizers._filters import (
+    ALLOWED,
+    PLAIN_FILTERS,
+    make_dict,
+    no_format,
+    python_test,
+    replaced_length,
+    strftime_now,
+    sum_of_numbers,
+    tojson,
 )
 
 
@@ -97,107 +104,6 @@ class _Generation(jinja2.ext.Extension):
         return nodes.Scope(body, lineno=line)
 
 
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> str:
-    # As transformers defines it for templates: Jinja's own would escape < > & ' for HTML.
-    indentation = indent if isinstance(indent, int) else len(indent or "")
-    depth, level = 0, [value]
-    while level and indentation:  # bound the indentation: items x depth x width
-        level = [c for v in level if isinstance(v, (dict, list, tuple)) for c in _children(v)]
-        depth += 1
-    if weigh(value) // NODE * depth * abs(indentation) > 8 * OUTPUT:
-        raise Stop(f"values of at most {OUTPUT} characters", "a larger JSON text")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _children(value: Any) -> Iterable[Any]:
-    return value.values() if isinstance(value, dict) else value
-
-
-def _replaced(text: Any, old: Any, new: Any, count: Any = None) -> int:
-    """Return the length of `text` with `old` replaced by `new`."""
-    text, old, new = str(text), str(old), str(new)
-    found = text.count(old)
-    if count is not None and int(count) >= 0:
-        found = min(found, int(count))
-    return len(text) + found * max(0, len(new) - len(old))
-
-
-def _sum(values: Iterable[Any], attribute: Any = None, start: Any = 0) -> Any:
-    total = start
-    for value in values:
-        item = value[attribute] if attribute is not None else value
-        if not isinstance(item, (int, float)) or not isinstance(total, (int, float)):
-            raise Stop("sum of numbers", type(item).__name__)
-        total = total + item
-    return total
-
-
-def _strftime_now(pattern: str) -> str:
-    # Widths ("%1000000d") would let the C library fill memory.
-    if len(pattern) > 200 or not re.fullmatch(r"(?:[^%]|%-?[A-Za-z%])*", pattern):
-        raise Stop("a strftime pattern of at most 200 characters without widths", repr(pattern)[:60])
-    return datetime.datetime.now().strftime(pattern)
-
-
-def _dict(*arguments: Any, **items: Any) -> dict[Any, Any]:
-    return dict(*arguments, **items)
-
-
-# Filters that a template may use, each checked before and after: those of Jinja that public templates need
-# and that do not build more than a small multiple of their input, and our own of the others.
-_PLAIN_FILTERS = [
-    "abs",
-    "attr",
-    "capitalize",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "first",
-    "float",
-    "forceescape",
-    "groupby",
-    "int",
-    "items",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "random",
-    "reject",
-    "rejectattr",
-    "reverse",
-    "safe",
-    "select",
-    "selectattr",
-    "sort",
-    "string",
-    "title",
-    "trim",
-    "unique",
-    "upper",
-    "wordcount",
-]
-_METHODS: dict[type, str] = {
-    str: "capitalize casefold count endswith find index isalnum isalpha isascii isdecimal isdigit islower "
-    "isnumeric isspace istitle isupper join lower lstrip partition removeprefix removesuffix replace rfind "
-    "rindex rpartition rsplit rstrip split splitlines startswith strip swapcase title upper",
-    dict: "copy get items keys values",
-    list: "copy count index",
-    tuple: "count index",
-}
-_ALLOWED = {kind: frozenset(names.split()) for kind, names in _METHODS.items()}
 _NO_ATTRIBUTES = (type, int, float)
 _RUNTIME = (Cycler, Joiner, LoopContext, Macro, Namespace, TemplateReference, Undefined)
 
@@ -219,10 +125,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
             cache_size=0,
         )
         self.globals.pop("lipsum")
-        self.globals.update(raise_exception=raise_exception, strftime_now=_strftime_now, dict=_dict)
+        self.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, dict=make_dict)
         own: dict[str, Callable[..., Any]] = {
-            "tojson": _tojson,
-            "sum": _sum,
+            "tojson": tojson,
+            "sum": sum_of_numbers,
             "batch": self.filters["batch"],
             "slice": self.filters["slice"],
             "join": self.filters["join"],
@@ -230,13 +136,13 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "center": self.filters["center"],
             "replace": self.filters["replace"],
             "round": self.filters["round"],
-            "format": _no_format,
+            "format": no_format,
         }
-        plain = {name: self.filters[name] for name in _PLAIN_FILTERS}
+        plain = {name: self.filters[name] for name in PLAIN_FILTERS}
         self.filters = {name: self._guarded(name, function) for name, function in (plain | own).items()}
         # `operator.eq` and the like are C functions, which the tracer does not see.
         self.tests = {
-            name: _python(test) if getattr(operator, getattr(test, "__name__", ""), None) is test else test
+            name: python_test(test) if getattr(operator, getattr(test, "__name__", ""), None) is test else test
             for name, test in self.tests.items()
         }
 
@@ -299,7 +205,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         """Say whether a template may read `obj.attr`: listed methods of data, parts of Jinja's objects."""
         if attr.startswith("_") or isinstance(obj, _NO_ATTRIBUTES):
             return False
-        for kind, names in _ALLOWED.items():
+        for kind, names in ALLOWED.items():
             if isinstance(obj, kind):
                 return attr in names or (attr in ("grouper", "list") and type(obj).__name__ == "_GroupTuple")
         if isinstance(obj, _RUNTIME):
@@ -318,7 +224,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         name = getattr(function, "__name__", "")
         if isinstance(receiver, (str, list, tuple, dict)):
             if isinstance(receiver, str) and name == "replace":
-                self.budget.take(_replaced(receiver, *args[:3]))
+                self.budget.take(replaced_length(receiver, *args[:3]))
             elif isinstance(receiver, str) and name == "join":
                 args = (self._gather(args[0], len(receiver)), *args[1:])
             elif name in ("split", "rsplit", "splitlines", "partition", "copy"):
@@ -369,17 +275,6 @@ def _finalize(environment: Sandbox, value: Any) -> Any:
     return value if isinstance(value, str) else environment._text(value)
 
 
-def _python(function: Callable[..., bool]) -> Callable[..., bool]:
-    def test(*args: Any) -> bool:
-        return function(*args)
-
-    return test
-
-
-def _no_format(*_: Any, **__: Any) -> str:
-    raise Stop("no filter `format`", "a use of it")
-
-
 # ---- bounds of single filters, taken before they run -------------------------------------------------------
 
 _Arguments = tuple[Any, ...]  # of a filter, the value first
@@ -393,7 +288,7 @@ def _before_join(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> 
 def _before_replace(sandbox: Sandbox, args: _Arguments, kwargs: dict[str, Any]) -> _Arguments:
     given = dict(zip(("s", "old", "new", "count"), args, strict=False)) | kwargs
     text = sandbox._text(given["s"])
-    sandbox.budget.take(_replaced(text, given["old"], given["new"], given.get("count")))
+    sandbox.budget.take(replaced_length(text, given["old"], given["new"], given.get("count")))
     return args
 
 

@@ -1,10 +1,12 @@
 """The tokenizer inside a GGUF file, rebuilt as a tokenizer.json and cached under the file's hash.
 
-Read: `tokenizer.ggml.model` "gpt2", byte-level BPE, with the pre-tokeniser named by `tokenizer.ggml.pre`
-(`pretokenizers.py`). Not read yet: "llama" (SentencePiece), "bert" (WordPiece), "t5" (unigram) and others,
-each an error that says so. The cache is an ordinary tokenizer directory (tokenizer.json,
-tokenizer_config.json), which any other program can open; its config records the builder's version and the
-SHA-256 of tokenizer.json, so a cache that was damaged or written by an older builder is built again.
+Read, by `tokenizer.ggml.model`: "gpt2", byte-level BPE, with the pre-tokeniser named by `tokenizer.ggml.pre`
+(`pretokenizers.py`); "llama", SentencePiece BPE, and "t5", SentencePiece unigram (`sentencepiece.py`); "bert",
+WordPiece (`wordpiece.py`). Ids are those of the models' own tokenizers, where llama.cpp's differ from them.
+
+The cache is an ordinary tokenizer directory (tokenizer.json, tokenizer_config.json), which any other program can
+open; its config records the builder's version and the SHA-256 of tokenizer.json, so a cache that was damaged or
+written by an older builder is built again.
 
 Facts of the format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -15,19 +17,24 @@ import hashlib
 import json
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lattice.errors import FormatError, LatticeWarning, expected
+from lattice.tokenizers import wordpiece
 from lattice.tokenizers._files import LIMIT as SETTINGS_LIMIT
 from lattice.tokenizers._files import read_bytes, read_settings, write_bytes
+from lattice.tokenizers.document import added_token, byte_level, template
+from lattice.tokenizers.normalize import SPACE
 from lattice.tokenizers.pretokenizers import BY_NAME, PreTokenizer
+from lattice.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
 from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, parse_library
 
+Built = tuple[dict[str, Any], dict[str, Any]]  # tokenizer.json and tokenizer_config.json
+Number = TypeVar("Number", int, float)
 VERSION = 2  # of what this file builds; a new one discards caches
-CONTROL, USER_DEFINED = 3, 4  # token types: special; matched in text but shown
 _ROLES = {
     "bos": "bos",
     "eos": "eos",
@@ -35,8 +42,10 @@ _ROLES = {
     "padding": "pad",
     "seperator": "sep",
     "separator": "sep",
+    "cls": "cls",
+    "mask": "mask",
 }
-_LATER = ("llama", "bert", "t5", "rwkv", "gemma4", "plamo2")
+_LATER = ("rwkv", "gemma4", "plamo2")
 
 
 def tokenizer_from_gguf(metadata: Mapping[str, Any], cache: Path | None = None, key: str = "") -> Tokenizer:
@@ -54,7 +63,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], cache: Path | None = None, 
     document, settings = _build(metadata)
     _shorten(document["model"])
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
-    settings["lattice"] = {"version": VERSION, "sha256": hashlib.sha256(data).hexdigest()}
+    settings.setdefault("lattice", {}).update(version=VERSION, sha256=hashlib.sha256(data).hexdigest())
     tokenizer = _assembled(data, settings)
     if directory is not None:
         _keep(directory, data, settings)
@@ -101,58 +110,99 @@ def _keep(directory: Path, data: bytes, settings: dict[str, Any]) -> None:
 def _assembled(data: bytes, settings: Mapping[str, Any]) -> Tokenizer:
     template = settings.get("chat_template")
     templates = {"default": template} if isinstance(template, str) else {}
-    return assemble(parse_library(data, "tokenizer of the GGUF file"), settings, templates)
+    pieces = json.loads(data) if isinstance(settings["lattice"].get("sentencepiece"), dict) else {}
+    return assemble(parse_library(data, "tokenizer of the GGUF file"), settings, templates, pieces)
 
 
-def _build(metadata: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _build(metadata: Mapping[str, Any]) -> Built:
     """Return the tokenizer.json and tokenizer_config.json of GGUF metadata."""
     model = metadata.get("tokenizer.ggml.model")
-    if model != "gpt2":
-        later = "a vocabulary that is not read yet" if model in _LATER else "an unknown one"
+    if not isinstance(model, str) or model not in _BUILDERS:  # an array cannot even be compared
+        later = "a vocabulary that is not read yet" if isinstance(model, str) and model in _LATER else "an unknown one"
         raise expected(
             "tokenizer.ggml.model",
-            "'gpt2' (byte-level BPE)",
+            "'gpt2' (byte-level BPE), 'llama' or 't5' (SentencePiece) or 'bert' (WordPiece)",
             f"{model!r:.80}, {later}" if model is not None else "no tokenizer in the file",
             hint="put the model's tokenizer.json beside the file, or use token ids",
             kind=FormatError,
         )
-    pre = _pre_tokenizer(metadata.get("tokenizer.ggml.pre"))
     tokens = _strings(metadata, "tokenizer.ggml.tokens")
-    types = _types(metadata, len(tokens))
-    vocab = {token: number for number, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
+    if len(set(tokens)) != len(tokens) or not tokens:
         raise expected(
             "tokenizer.ggml.tokens",
             "distinct tokens",
-            f"{len(tokens) - len(vocab)} repeated",
+            f"{len(tokens) - len(set(tokens))} of {len(tokens)} repeated",
             kind=FormatError,
         )
-    settings = _settings(metadata, tokens, pre)
-    document = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            _added(n, tokens[n], types[n]) for n in range(len(tokens)) if types[n] in (CONTROL, USER_DEFINED)
-        ],
-        "normalizer": {"type": "NFC"} if pre.normal_form else None,
-        "pre_tokenizer": pre.as_json(),
-        "post_processor": None,
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": pre.whole_words,
-            "vocab": vocab,
-            "merges": [_merge(text) for text in _strings(metadata, "tokenizer.ggml.merges")],
-        },
-    }
+    types = _types(metadata, len(tokens))
+    document, settings = _BUILDERS[model](metadata, tokens, types)
+    roles = _roles(metadata, len(tokens))
+    # Written into the file too, so that other programs that open it add what ours adds.
+    ends = [
+        (settings[f"{role}_token"], roles[role]) if settings.get(f"add_{role}_token") else None
+        for role in ("bos", "eos")
+    ]
+    document["post_processor"] = document["post_processor"] or template(ends[0], ends[1], joint=False)
     return document, settings
+
+
+def _byte_level(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Built:
+    pre = _pre_tokenizer(metadata.get("tokenizer.ggml.pre"))
+    marked = [n for n, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)]
+    added = [_added(n, tokens[n], types[n]) for n in marked]
+    merges = [_merge(text) for text in _strings(metadata, "tokenizer.ggml.merges")]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    return byte_level(vocab, merges, pre, added), _settings(metadata, tokens, bos=pre.bos)
+
+
+def _sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Built:
+    bpe = metadata["tokenizer.ggml.model"] == "llama"
+    roles = _roles(metadata, len(tokens))
+    if "unk" not in roles and types.count(UNKNOWN) == 1:
+        roles["unk"] = types.index(UNKNOWN)
+    # Converters write the spaces of user-defined tokens as they are in a text.
+    texts = [token.replace(" ", SPACE) if types[n] == USER_DEFINED else token for n, token in enumerate(tokens)]
+    charsmap = metadata.get("tokenizer.ggml.precompiled_charsmap")
+    pieces = Pieces(
+        kind="bpe" if bpe else "unigram",
+        texts=texts,
+        scores=_numbers(metadata, "tokenizer.ggml.scores", len(tokens), float),
+        types=types,
+        special=roles,
+        charsmap=b"" if charsmap is None else _bytes("tokenizer.ggml.precompiled_charsmap", charsmap),
+        dummy_prefix=_flag(metadata, "add_space_prefix", True),
+        remove_extra=_flag(metadata, "remove_extra_whitespaces", False),
+        byte_fallback=BYTE in types,
+        where="tokenizer.ggml.tokens",
+    )
+    settings = _settings(metadata, texts, bos=bpe, eos=not bpe)
+    settings["lattice"] = {"sentencepiece": pieces.settings}
+    return pieces.document(), settings
+
+
+def _word_piece(metadata: Mapping[str, Any], tokens: list[str], types: list[int]) -> Built:
+    roles = _roles(metadata, len(tokens))
+    control = [kind == CONTROL or n in roles.values() for n, kind in enumerate(types)]
+    restored = wordpiece.restore(tokens, control)
+    for role, text in (("cls", "[CLS]"), ("sep", "[SEP]"), ("unk", "[UNK]"), ("mask", "[MASK]"), ("pad", "[PAD]")):
+        if role not in roles and text in restored:  # files name some roles, or none
+            roles[role] = restored.index(text)
+    lower = _flag(metadata, "normalizer.lowercase", wordpiece.is_lowered(restored, control))
+    document = wordpiece.document(restored, roles, control, lower)
+    settings = _settings(metadata, restored, bos=True, eos=True)
+    settings |= {f"{role}_token": restored[number] for role, number in roles.items()}
+    # [CLS] and [SEP] stand around a text where the flags ask for a beginning and an end.
+    for role, flag in (("cls", "add_bos_token"), ("sep", "add_eos_token")):
+        settings[flag] = _flag(metadata, flag, True) and role in roles
+    document["post_processor"] = template(
+        (restored[roles["cls"]], roles["cls"]) if settings.pop("add_bos_token") else None,
+        (restored[roles["sep"]], roles["sep"]) if settings.pop("add_eos_token") else None,
+        joint=True,
+    )
+    return document, settings
+
+
+_BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece, "t5": _sentencepiece, "bert": _word_piece}
 
 
 def _pre_tokenizer(name: object) -> PreTokenizer:
@@ -188,16 +238,36 @@ def _sized(value: object) -> bool:
 
 
 def _types(metadata: Mapping[str, Any], count: int) -> list[int]:
-    value = metadata.get("tokenizer.ggml.token_type")
-    if value is None:
-        return [1] * count
+    if metadata.get("tokenizer.ggml.token_type") is None:
+        return [NORMAL] * count
+    return _numbers(metadata, "tokenizer.ggml.token_type", count, int)
+
+
+def _numbers(metadata: Mapping[str, Any], key: str, count: int, kind: Callable[[Any], Number]) -> list[Number]:
     try:
-        types = [int(item) for item in value]
+        numbers = [kind(item) for item in metadata.get(key, ())]
+    except (TypeError, ValueError, OverflowError):
+        numbers = []
+    if len(numbers) != count:
+        raise expected(key, f"{count} numbers", f"{len(numbers)}", kind=FormatError)
+    return numbers
+
+
+def _bytes(key: str, value: Any) -> bytes:
+    try:
+        if not isinstance(value, (str, int)):
+            return bytes(int(item) & 0xFF if -128 <= int(item) < 256 else 256 for item in value)  # int8 or uint8
     except (TypeError, ValueError):
-        types = []
-    if len(types) != count:
-        raise expected("tokenizer.ggml.token_type", f"{count} integers", f"{len(types)}", kind=FormatError)
-    return types
+        pass
+    raise expected(key, "an array of bytes", type(value).__name__, kind=FormatError)
+
+
+def _flag(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    key = f"tokenizer.ggml.{name}"
+    value = metadata.get(key, default)
+    if not isinstance(value, (bool, int)) or value not in (0, 1):  # an array cannot even be compared
+        raise expected(key, "true or false", repr(value)[:40], kind=FormatError)
+    return bool(value)
 
 
 def _added(number: int, text: str, kind: int) -> dict[str, Any]:
@@ -205,15 +275,7 @@ def _added(number: int, text: str, kind: int) -> dict[str, Any]:
         raise expected(
             "tokenizer.ggml.tokens", "special tokens with a text", f"an empty one, {number}", kind=FormatError
         )
-    return {
-        "id": number,
-        "content": text,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": kind == CONTROL,
-    }
+    return added_token(number, text, kind == CONTROL)
 
 
 def _merge(text: str) -> list[str]:
@@ -223,27 +285,29 @@ def _merge(text: str) -> list[str]:
     return [text[:at], text[at + 1 :]]
 
 
-def _settings(metadata: Mapping[str, Any], tokens: list[str], pre: PreTokenizer) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
+def _roles(metadata: Mapping[str, Any], count: int) -> dict[str, int]:
+    roles: dict[str, int] = {}
     for name, role in _ROLES.items():
         key = f"tokenizer.ggml.{name}_token_id"
         number = metadata.get(key)
         if number is None:
             continue
-        if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < len(tokens):
-            raise expected(key, f"an id below {len(tokens)}", repr(number)[:40], kind=FormatError)
-        settings[f"{role}_token"] = tokens[int(number)]
-    for role, default in (("bos", pre.bos and "bos_token" in settings), ("eos", False)):
-        key = f"tokenizer.ggml.add_{role}_token"
-        value = metadata.get(key, default)
-        if value not in (True, False):
-            raise expected(key, "true or false", repr(value)[:40], kind=FormatError)
-        settings[f"add_{role}_token"] = bool(value) and f"{role}_token" in settings
-    template = metadata.get("tokenizer.chat_template")
-    if isinstance(template, str):
-        if len(template) > SETTINGS_LIMIT // 4:
-            raise expected(
-                "tokenizer.chat_template", "a template of moderate size", f"{len(template)}", kind=FormatError
-            )
-        settings["chat_template"] = template
+        if isinstance(number, bool) or not isinstance(number, Integral) or not 0 <= int(number) < count:
+            raise expected(key, f"an id below {count}", repr(number)[:40], kind=FormatError)
+        roles[role] = int(number)
+    return roles
+
+
+def _settings(metadata: Mapping[str, Any], tokens: list[str], bos: bool = False, eos: bool = False) -> dict[str, Any]:
+    roles = _roles(metadata, len(tokens))
+    settings: dict[str, Any] = {f"{role}_token": tokens[number] for role, number in roles.items()}
+    for role, default in (("bos", bos), ("eos", eos)):
+        settings[f"add_{role}_token"] = _flag(metadata, f"add_{role}_token", default) and role in roles
+    source = metadata.get("tokenizer.chat_template")
+    if source is not None and not isinstance(source, str):
+        raise expected("tokenizer.chat_template", "a template as text", type(source).__name__, kind=FormatError)
+    if source is not None:
+        if len(source) > SETTINGS_LIMIT // 4:
+            raise expected("tokenizer.chat_template", "a template of moderate size", f"{len(source)}", kind=FormatError)
+        settings["chat_template"] = source
     return settings

@@ -23,6 +23,8 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer as Library
 
+from lattice.tokenizers._guard import guarded
+
 _BYTE = re.compile(r"<0x..>", re.DOTALL)
 _LOCAL = {"WordPiece", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
 
@@ -101,7 +103,12 @@ class StreamPlan:
 
     def behind_anchor(self, tokens: list[int]) -> str:
         """Return the text of tokens that follow others."""
-        return self.library.decode([self.anchor, *tokens], skip_special_tokens=False)[self.anchor_length :]
+        return decoded(self.library, [self.anchor, *tokens])[self.anchor_length :]
+
+
+def decoded(library: Library, tokens: list[int], skip_special: bool = False) -> str:
+    """Return the text of tokens; what a hostile file makes the library throw becomes a LatticeError."""
+    return guarded("tokenizer", "ids that decode", lambda: library.decode(tokens, skip_special_tokens=skip_special))
 
 
 def _kind(library: Library) -> tuple[str, bool]:
@@ -123,7 +130,7 @@ def _anchor(library: Library, special: frozenset[int]) -> tuple[int, int]:
     for token in range(min(library.get_vocab_size(), 4096)):
         text = library.id_to_token(token)
         if text and text.isascii() and text.isalnum() and token not in special:
-            return token, len(library.decode([token], skip_special_tokens=False))
+            return token, len(decoded(library, [token]))
     return 0, 0
 
 
@@ -169,7 +176,7 @@ class _LocalStream:
         if self.started:
             return self.plan.behind_anchor(tokens)
         self.started = True
-        return self.plan.library.decode(tokens, skip_special_tokens=False)
+        return decoded(self.plan.library, tokens)
 
 
 class _WholeStream:
@@ -183,4 +190,4 @@ class _WholeStream:
 
     def finish(self) -> str:
         tokens, self.tokens = self.tokens, []
-        return self.plan.library.decode(tokens, skip_special_tokens=self.skip_special)
+        return decoded(self.plan.library, tokens, self.skip_special)

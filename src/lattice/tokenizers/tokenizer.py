@@ -1,29 +1,30 @@
 """Text to token ids and back: one adapter over the `tokenizers` library.
 
-It reads a directory's tokenizer.json with the settings beside it, gives ids as lists of Python ints, and
-turns what the library throws at hostile files or texts into errors of ours. Truncation and padding that a
-file has switched on are switched off: cutting is asked for, never done in silence. Not here: vocabularies
-inside GGUF files (`gguf.py`), and rendering chat templates (`chat.py`).
+It gives ids as lists of Python ints, and turns what the library throws at hostile files or texts into errors
+of ours. Truncation and padding that a file has switched on are switched off: cutting is asked for, never done in
+silence. Not here: finding and reading a directory's files (`directory.py`), vocabularies inside GGUF files
+(`gguf.py`), and rendering chat templates (`chat.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from tokenizers import Tokenizer as Library
 
-from lattice.errors import FormatError, LatticeError, expected
-from lattice.tokenizers._files import read_bytes, read_settings
+from lattice.errors import FormatError, LatticeWarning, expected
+from lattice.tokenizers._bounds import check_document
+from lattice.tokenizers._guard import guarded
 from lattice.tokenizers.chat import ChatTemplate
+from lattice.tokenizers.sentencepiece import Encoder
 from lattice.tokenizers.stream import Decoder, StreamPlan
 
 LIMIT = 128 << 20  # bytes of a tokenizer.json; the largest in use are near 40 MiB
 _NAMES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Tokenizer:
     """A tokenizer; every method may be called from several threads.
 
     `library` is the `tokenizers` object; `special` has the texts of special tokens by role ("bos_token",
-    ...); `prefix` and `suffix` are ids added around a text beyond what the library's post-processor adds;
+    ...); `prefix` and `suffix` are ids added around a text beyond what the library's post-processor adds
+    (with an `encoder`, which takes the library's place where it cannot be exact, all that are added);
     `max_tokens` is the file's own idea of a longest input, or None; `templates` are the chat templates by
     name, usually "default".
     """
@@ -43,6 +45,7 @@ class Tokenizer:
     max_tokens: int | None = None
     cut: str = "right"  # the side that truncation removes
     templates: Mapping[str, str] = field(default_factory=dict)
+    encoder: Encoder | None = None
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """Return the ids of `text`, with the special tokens of a whole input unless `add_special` is
@@ -51,7 +54,10 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[list[int]]:
         """Return the ids of each text; the library works in parallel and without the interpreter's lock."""
-        ids = [encoding.ids for encoding in self._encodings(texts, add_special)]
+        if self.encoder is not None:
+            ids = self._encoded(self.encoder, texts)
+        else:
+            ids = [encoding.ids for encoding in self._encodings(texts, add_special)]
         if add_special and (self.prefix or self.suffix):
             return [[*self.prefix, *row, *self.suffix] for row in ids]
         return ids
@@ -62,12 +68,16 @@ class Tokenizer:
         room = max_tokens - self.count_special
         if room < 0:
             raise expected("tokenizer", f"max_tokens of at least {self.count_special}, the special tokens", max_tokens)
+        if self.encoder is not None:
+            plain = self._encoded(self.encoder, texts)
+            kept = [row[:room] if self.cut == "right" else row[max(len(row) - room, 0) :] for row in plain]
+            return [[*self.prefix, *row, *self.suffix] for row in kept], sum(len(row) > room for row in plain)
         rows, truncated = [], 0
         for encoding in self._encodings(texts, False):
             if len(encoding.ids) > room:
                 encoding.truncate(room, direction=self.cut)
                 truncated += 1
-            whole = _guarded("tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding))
+            whole = guarded("tokenizer", "a text that can be tokenised", partial(self.library.post_process, encoding))
             rows.append([*self.prefix, *whole.ids, *self.suffix])
         return rows, truncated
 
@@ -76,7 +86,7 @@ class Tokenizer:
         listed = [int(token) for token in ids]
         if listed and (min(listed) < 0 or max(listed) >= 2**32):
             raise expected("tokenizer", "token ids of at least 0 and below 2**32", [min(listed), max(listed)])
-        return _guarded(
+        return guarded(
             "tokenizer",
             "ids that decode",
             lambda: self.library.decode(listed, skip_special_tokens=skip_special),
@@ -129,7 +139,8 @@ class Tokenizer:
     @cached_property
     def count_special(self) -> int:
         """Special tokens that `encode` adds to a text."""
-        return self.library.num_special_tokens_to_add(is_pair=False) + len(self.prefix) + len(self.suffix)
+        own = 0 if self.encoder is not None else self.library.num_special_tokens_to_add(is_pair=False)
+        return own + len(self.prefix) + len(self.suffix)
 
     @property
     def bos(self) -> int | None:
@@ -154,65 +165,56 @@ class Tokenizer:
     def _stream_plan(self) -> StreamPlan:
         return StreamPlan(self.library, self.special_ids)
 
+    def _encoded(self, encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
+        _check(texts)
+        return guarded("tokenizer", "a text that can be tokenised", lambda: encoder.encode(texts))
+
     def _encodings(self, texts: Sequence[str], add_special: bool) -> list[Any]:
-        for text in texts:
-            if not isinstance(text, str):
-                raise expected("tokenizer", "texts", type(text).__name__)
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
-        return _guarded(
+        _check(texts)
+        return guarded(
             "tokenizer",
             "a text that can be tokenised",
             lambda: self.library.encode_batch_fast(list(texts), add_special_tokens=add_special),
         )
 
 
-def _guarded(where: str, wanted: str, work: Callable[[], Result], kind: type[LatticeError] = LatticeError) -> Result:
-    """Return `work()`, turning the library's errors into ours; a panic in Rust is a BaseException."""
-    try:
-        return work()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
-        raise
-    except BaseException as error:
-        raise expected(where, wanted, f"{type(error).__name__}: {str(error)[:200]}", kind=kind) from None
+def _check(texts: Sequence[str]) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise expected("tokenizer", "texts", type(text).__name__)
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise expected("tokenizer", "text without lone surrogates", f"one at character {error.start}") from None
 
 
-def parse_library(data: bytes, where: str = "tokenizer.json") -> Library:
+def parse_library(data: bytes, where: str = "tokenizer.json", *, check_patterns: bool = True) -> Library:
     """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it
-    is none."""
-    library = _guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
+    is none, or one that could harm (`_bounds.py`)."""
+    document = check_document(data, where, patterns=check_patterns)
+    library = guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
     library.no_truncation()
     library.no_padding()
+    _check_numbering(library, document, where)
     return library
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Return the tokenizer of a directory that holds tokenizer.json; raises FormatError for malformed files.
-
-    tokenizer_config.json, special_tokens_map.json and chat_template.jinja are read where they exist.
-    """
-    directory = Path(path)
-    source = directory / "tokenizer.json"
-    if not source.is_file():
-        raise expected(
-            "tokenizer",
-            f"tokenizer.json in {directory.name or directory}",
-            "none",
-            hint="vocab.txt, merges.txt and tokenizer.model are not read; convert them to tokenizer.json",
-            kind=FormatError,
-        )
-    library = parse_library(read_bytes(source, LIMIT))
-    settings = read_settings(directory / "tokenizer_config.json")
-    mapped = read_settings(directory / "special_tokens_map.json")
-    return assemble(library, {**mapped, **settings}, _templates(directory, settings))
+def _check_numbering(library: Library, document: Mapping[str, Any], where: str) -> None:
+    """Warn where the library, which numbers added tokens itself, gives one another id than the file does."""
+    for token in document.get("added_tokens") or ():
+        found = library.token_to_id(token["content"])
+        if found != token["id"]:
+            error = expected(where, f"a token {token['content']!r:.80} with the id {token['id']}", found)
+            warnings.warn(str(error), LatticeWarning, stacklevel=4)
 
 
-def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[str, str]) -> Tokenizer:
-    """Return a Tokenizer of a library object and the settings of a tokenizer_config.json."""
+def assemble(
+    library: Library, settings: Mapping[str, Any], templates: Mapping[str, str], document: Mapping[str, Any]
+) -> Tokenizer:
+    """Return a Tokenizer of a library object and the settings of a tokenizer_config.json; `document` is the
+    tokenizer.json of a SentencePiece vocabulary."""
     special = {name: text for name in _NAMES if (text := _token_text(settings.get(name), name)) is not None}
-    ids = library.encode("a", add_special_tokens=True).ids
+    ids = guarded("tokenizer", "a tokenizer that encodes", lambda: library.encode("a").ids, FormatError)
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     if settings.get("add_bos_token") is True:
@@ -221,6 +223,15 @@ def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[s
     if settings.get("add_eos_token") is True:
         eos = _added(library, special, "eos_token")
         suffix = () if ids[-1:] == [eos] else (eos,)
+    encoder = None
+    if document:
+        plain = library.encode("a", add_special_tokens=False).ids
+        at = next((n for n in range(len(ids)) if ids[n : n + len(plain)] == plain), 0)
+        prefix, suffix = (*prefix, *ids[:at]), (*ids[at + len(plain) :], *suffix)
+        rules = settings["lattice"]["sentencepiece"]
+        encoder = guarded(
+            "tokenizer.json", "a SentencePiece vocabulary", lambda: Encoder(library, document, rules), FormatError
+        )
     longest = settings.get("model_max_length")
     return Tokenizer(
         library,
@@ -231,6 +242,7 @@ def assemble(library: Library, settings: Mapping[str, Any], templates: Mapping[s
         int(longest) if isinstance(longest, (int, float)) and 0 < longest < 2**31 else None,
         "left" if settings.get("truncation_side") == "left" else "right",
         templates,
+        encoder,
     )
 
 
@@ -249,23 +261,3 @@ def _added(library: Library, special: Mapping[str, str], name: str) -> int:
             "tokenizer_config.json", f"a {name} of the vocabulary to add", special.get(name), kind=FormatError
         )
     return found
-
-
-def _templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    given = settings.get("chat_template")
-    templates: dict[str, str] = {}
-    if isinstance(given, str):
-        templates["default"] = given
-    elif isinstance(given, list):
-        for item in given:
-            named = isinstance(item, dict) and isinstance(item.get("name"), str)
-            if not named or not isinstance(item.get("template"), str):
-                raise expected("tokenizer_config.json", "chat templates with name and template", item, kind=FormatError)
-            templates[item["name"]] = item["template"]
-    elif given is not None:
-        raise expected("tokenizer_config.json", "chat_template as text", type(given).__name__, kind=FormatError)
-    file = directory / "chat_template.jinja"
-    if file.exists():
-        data = read_bytes(file, 1 << 20)
-        templates["default"] = _guarded(file.name, "UTF-8 text", data.decode, FormatError)
-    return templates

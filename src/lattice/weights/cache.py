@@ -26,8 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lattice.errors import LatticeError, SourceError, expected
+from lattice.strict_json import read_object
 from lattice.weights._files import replacing, sync_directory
-from lattice.weights._json import read_object
 
 MANIFEST = "manifest.json"
 FILES = "files"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lattice.dtypes import Array
 from lattice.errors import FormatError, expected
-from lattice.weights._json import read_object
+from lattice.strict_json import read_object
 from lattice.weights.gguf import GGUFFile
 from lattice.weights.safetensors import INDEX_NAME, SafetensorsFile, ShardedSafetensors
 

@@ -148,7 +148,10 @@ class _Reader:
 
     def value(self, kind: int, key: str, depth: int = 0) -> object:
         if kind in NUMBERS:
-            return self.number(NUMBERS[kind], key)
+            number = self.number(NUMBERS[kind], key)
+            if not math.isfinite(number):
+                raise self.refuse(f"a finite number for {key}", number)
+            return number
         if kind == BOOL:
             return bool(self._bools(self.take(1, key), key)[0])
         if kind == STRING:

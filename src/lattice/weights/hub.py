@@ -24,8 +24,8 @@ from importlib import import_module
 from pathlib import Path
 
 from lattice.errors import LatticeError, SourceError, expected
+from lattice.strict_json import read_object
 from lattice.weights._files import check_relative
-from lattice.weights._json import read_object
 from lattice.weights.cache import CHUNK, Filled, Progress, sha256_of
 from lattice.weights.hub_cache import MAX_INDEX, Name, Settings, library
 from lattice.weights.safetensors import INDEX_NAME

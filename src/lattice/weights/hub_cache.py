@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lattice.errors import SourceError, expected
-from lattice.weights._json import read_object
+from lattice.strict_json import read_object
 from lattice.weights.safetensors import INDEX_NAME
 
 MAX_INDEX = 64 << 20  # bytes of an index of shards

@@ -209,7 +209,8 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
             config = found.Config.from_gguf(checkpoint.metadata, _Tensors(checkpoint))
         else:
             config = found.Config.read(checkpoint.config, strict)
-        model = found.Model(config)
+        with np.errstate(divide="raise", invalid="raise", over="raise"):  # scalings by 0, and what they lead to
+            model = found.Model(config)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         # A value of a type or form that the family does not expect: the file's fault, whatever broke on it.
         got = f"{type(error).__name__}: {error}"

@@ -20,8 +20,8 @@ import numpy as np
 
 from lattice.dtypes import BF16, F16, F32, F64, I8, I16, I32, I64, U8, Array, DType
 from lattice.errors import FormatError, LatticeError, LatticeWarning, expected
+from lattice.strict_json import parse_object, read_object
 from lattice.weights._files import inside, map_file, release_pages, replacing
-from lattice.weights._json import parse_object, read_object
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_HEADER = 100_000_000

@@ -1,10 +1,16 @@
-"""Strict JSON for files from outside: no duplicate keys, no NaN or infinity, bounded size and depth."""
+"""Strict JSON for files from outside: no duplicate keys, no NaN or infinity, bounded size and depth.
+
+Duplicate keys matter: two readers that keep different ones of them see two different files. Not here: what the
+values mean to whoever reads them.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
+from typing import Any
 
 from lattice.errors import FormatError, expected
 
@@ -51,7 +57,7 @@ def _check_depth(value: object, where: str) -> None:
     raise expected(where, f"JSON of at most {MAX_DEPTH} levels", "deeper nesting", kind=FormatError)
 
 
-def parse_object(data: bytes, where: str) -> dict[str, object]:
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
     """Return the JSON object in `data` (UTF-8), or raise FormatError naming `where`."""
     try:
         value = json.loads(
@@ -72,13 +78,22 @@ def parse_object(data: bytes, where: str) -> dict[str, object]:
     return value
 
 
-def read_object(path: Path, limit: int) -> dict[str, object]:
-    """Return the JSON object in the file at `path`, refusing files larger than `limit` bytes."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Return a regular file's bytes; FormatError where it is missing, unreadable or larger than `limit` bytes."""
     try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            got = "something else" if path.exists() else "nothing"
+            raise expected(path.name, "a regular file", got, kind=FormatError)
         with open(path, "rb") as file:
-            data = file.read(limit + 1)
+            # Not read(limit + 1), which takes that much memory at once, whatever the file's size.
+            data = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     except OSError as error:
         raise expected(path.name, "a readable file", error.strerror or error, kind=FormatError) from None
     if len(data) > limit:
         raise expected(path.name, f"at most {limit} bytes", "a larger file", kind=FormatError)
-    return parse_object(data, path.name)
+    return data
+
+
+def read_object(path: Path, limit: int) -> dict[str, Any]:
+    """Return the JSON object in the file at `path`, refusing files larger than `limit` bytes."""
+    return parse_object(read_bytes(path, limit), path.name)
