@@ -22,6 +22,7 @@ SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
 DTYPES = {"f32": 0, "f16": 1, "bf16": 2, "i32": 3, "q8_0": 4, "q4_1": 5, "i64": 6}
 COUNTS = {"T": 0, "R": 1, "S": 2}
 ROWS, TILES = 0, 1
+FAMILIES = (("scalar", "avx2", "avx512"), ("scalar", "neon"))  # a processor that runs a target runs those before it
 
 
 class Tensor(Structure):
@@ -66,11 +67,17 @@ def targets() -> list[str]:
     return sorted(path.name[len("liblattice_") : -len(SUFFIX)] for path in _folder().glob(f"liblattice_*{SUFFIX}"))
 
 
+def runnable_targets() -> list[str]:
+    """Return the installed targets that this processor runs, the portable one first and the fastest last."""
+    best = library("scalar").lattice_best_target().decode()
+    family = next(family for family in FAMILIES if best in family)
+    return [target for target in family[: family.index(best) + 1] if target in targets()]
+
+
 @cache
 def best_target() -> str:
     """Return the fastest installed target that this processor runs."""
-    best = library("scalar").lattice_best_target().decode()
-    return best if best in targets() else "scalar"
+    return runnable_targets()[-1]
 
 
 def _folder() -> Path:
