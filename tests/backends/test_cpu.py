@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from op_harness import close
+from op_harness import BLOCK_FORMATS, close
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend, bandwidth, best_target, run_plans, targets
-from lattice.backends.cpu.native import library
-from lattice.dtypes import BY_NAME, dense, encode
+from lattice.backends.cpu.native import DTYPES, library
+from lattice.dtypes import BY_NAME, Array, dense, encode
 from lattice.errors import LatticeError, LatticeWarning
 from lattice.models import family
 from lattice.ops import add, cross_entropy, linear, sample, take_rows
@@ -110,15 +110,33 @@ def test_threads_may_share_the_backend(bert):
     assert failures == []
 
 
-@pytest.mark.parametrize("dtype", ["q4_0", "q5_1", "q5_0"])
+@pytest.mark.parametrize("dtype", ["q2_k", "q3_k", "iq4_nl"])
 def test_formats_without_a_kernel_are_dequantised_and_said_so(dtype):
-    random, backend = np.random.default_rng(0), CpuBackend()
-    weight = encode(random.normal(size=(20, 64)).astype(np.float32), BY_NAME[dtype])
-    program = trace(lambda p: {"y": linear(p.input("x", "T", 64), p.input("w", 20, 64, kind="weight"))})
+    random, backend, shape = np.random.default_rng(0), CpuBackend(), (20, 256)
+    data = random.integers(20, 30, BY_NAME[dtype].buffer_shape(shape), dtype=np.uint8)  # any f16 of these is small
+    weight = Array(data, BY_NAME[dtype], shape)
+    program = trace(lambda p: {"y": linear(p.input("x", "T", 256), p.input("w", *shape, kind="weight"))})
     with pytest.warns(LatticeWarning, match=f"held as f32 \\(1 of {dtype}\\)"):
         loaded = backend.load(program, {"w": weight})
-    x = random.normal(size=(3, 64)).astype(np.float32)
+    x = random.normal(size=(3, 256)).astype(np.float32)
     assert close(backend.compile(program, loaded, Capacity(tokens=3)).run(x=x)["y"], x @ dense(weight).T, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", BLOCK_FORMATS)
+def test_formats_with_a_kernel_take_no_more_memory_than_their_file(dtype):
+    backend = CpuBackend()
+    weight = encode(np.ones((32, 1024), np.float32), BY_NAME[dtype])
+    program = trace(lambda p: {"y": linear(p.input("x", "T", 1024), p.input("w", 32, 1024, kind="weight"))})
+    loaded = backend.load(program, {"w": weight})
+    assert weight.nbytes <= loaded.bytes <= weight.nbytes * 1.03
+
+
+def test_the_core_refuses_rows_of_odd_blocks(cpu_target):
+    bytes_of = library(cpu_target).lattice_tiled_bytes
+    assert bytes_of(DTYPES["q4_0"], 16, 96) == 2 * 576 and bytes_of(DTYPES["q6_k"], 16, 512) == 2 * 3392
+    assert (
+        bytes_of(DTYPES["q4_0"], 16, 48) == bytes_of(DTYPES["q6_k"], 16, 384) == bytes_of(DTYPES["q4_k"], 16, 32) == -1
+    )
 
 
 def test_missing_and_misshapen_weights_are_named():

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from op_harness import as_float64, case, close, eager, rounded_to_8_bits, run, sampled_ops, samples, tolerance
+from op_harness import (
+    BLOCK_FORMATS,
+    FORMATS,
+    as_float64,
+    case,
+    close,
+    eager,
+    fitting,
+    random_blocks,
+    rounded_to_8_bits,
+    run,
+    sampled_ops,
+    samples,
+    tolerance,
+)
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.reference import ReferenceBackend
 from lattice.dtypes import BY_NAME, dense, encode
 from lattice.errors import LatticeError
-from lattice.ops import REGISTRY, Draw, append_kv, paged_attention
+from lattice.ops import REGISTRY, Draw, Drawn, append_kv, embedding, paged_attention
 from lattice.program import trace
 from lattice.step import Step
 
@@ -88,14 +102,15 @@ def test_shape_errors_name_the_op_and_what_was_expected():
         REGISTRY["activation"](np.ones(3), kind="selu")
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("dtype", FORMATS)
 @pytest.mark.parametrize("shape", [(33, 64), (48, 96), (1, 32), (100, 576)])
 def test_products_of_every_weight_format(dtype, shape, cpu_target):
     """The CPU multiplies by exactly the values that the format holds; block formats round the activations to 8 bits."""
     random = np.random.default_rng(0)
+    shape = (shape[0], fitting(BY_NAME[dtype], shape[1]))
     weight = encode(random.normal(size=shape).astype(np.float32), BY_NAME[dtype])
     op, backend = REGISTRY["linear"], CpuBackend(cpu_target)
-    for rows in (1, 2, 5, 7, 64):
+    for rows in (1, 2, 3, 5, 7, 17, 64):
         draw = Draw(rows)
         made = case(op, draw.sample(draw.rows(rows, shape[1]), draw.weight(*shape)))
         got = run(backend, made, {"a1": weight})[0][0]
@@ -106,12 +121,45 @@ def test_products_of_every_weight_format(dtype, shape, cpu_target):
         assert close(got, wanted, 1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q4_1"])
+@pytest.mark.parametrize("dtype", BLOCK_FORMATS)
+def test_products_of_every_bit_pattern(dtype, cpu_target):
+    """Random blocks reach the ends of integers and factors; activations of one sign make the largest sums."""
+    stored = random_blocks(BY_NAME[dtype], 19, 3)
+    op, backend = REGISTRY["linear"], CpuBackend(cpu_target)
+    x = np.ones((4, stored.shape[1]), np.float32)  # all become 127
+    x[1], x[2, ::2], x[3] = -1, -1, np.random.default_rng(1).uniform(-1, 1, x.shape[1])
+    made = case(op, Draw().sample(Drawn("input", x, "T"), Draw().weight(*stored.shape)))
+    got = run(backend, made, {"a1": stored})[0][0]
+    assert close(got, rounded_to_8_bits(x).astype(np.float64) @ dense(stored).astype(np.float64).T, 1e-5)
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
+@pytest.mark.parametrize("tied", [False, True])
+def test_tables_of_every_format_give_their_exact_values(dtype, tied, cpu_target):
+    """A table is read from the rows of its file, one tied to a head from the tiles of the product: the same bits."""
+    dtype, backend = BY_NAME[dtype], CpuBackend(cpu_target)
+    plain = (
+        encode(np.random.default_rng(0).normal(size=(21, 96)).astype(np.float32), dtype) if dtype.block == 1 else None
+    )
+    table = plain or random_blocks(dtype, 21, 3)
+
+    def build(p):
+        weight = p.input("w", *table.shape, kind="weight")
+        outputs = {"rows": embedding(weight, p.input("ids", "T", dtype="i32"))}
+        return outputs | ({"logits": REGISTRY["linear"](outputs["rows"], weight)} if tied else {})
+
+    program, ids = trace(build), np.array([20, 0, 1, 2, 15, 16, 17, 3, 20], np.int32)
+    plan = backend.compile(program, backend.load(program, {"w": table}), Capacity(tokens=9))
+    assert np.array_equal(plan.run(ids=ids)["rows"], dense(table)[ids])
+
+
+@pytest.mark.parametrize("dtype", FORMATS)
 def test_a_row_does_not_depend_on_its_neighbours(dtype, cpu_target):
     """1, 2, 7 and 64 rows, cut everywhere: the same bits."""
     random = np.random.default_rng(0)
-    weight = encode(random.normal(size=(80, 96)).astype(np.float32), BY_NAME[dtype])
-    x = random.normal(size=(64, 96)).astype(np.float32)
+    k = fitting(BY_NAME[dtype], 96)
+    weight = encode(random.normal(size=(80, k)).astype(np.float32), BY_NAME[dtype])
+    x = random.normal(size=(64, k)).astype(np.float32)
     plan = _linear_plan(CpuBackend(cpu_target), weight, 64)
     whole = plan.run(x=x)["y"]
     for rows in (1, 2, 3, 5, 6, 7, 13, 63):

@@ -1,8 +1,10 @@
-"""The one unpacking pattern of the block formats, and the shorthand for their layouts."""
+"""The one unpacking pattern of the block formats, the shorthand for their layouts, and what quantisers share."""
 
 from __future__ import annotations
 
 import numpy as np
+
+from lattice.dtypes._dtype import too_large
 
 
 def layout(*fields: tuple) -> np.dtype:
@@ -44,3 +46,24 @@ def scale_groups(scale: np.ndarray, quants: np.ndarray, out: np.ndarray) -> np.n
     grouped = out.reshape(n, groups, -1)
     np.multiply(scale[:, :, None], quants.reshape(grouped.shape), out=grouped, casting="unsafe", dtype=np.float32)
     return grouped
+
+
+def inverse(scale: np.ndarray) -> np.ndarray:
+    """Return 1 / scale, and 0 where that is infinite: such a scale is 0 in f16 as well."""
+    with np.errstate(divide="ignore", over="ignore"):
+        result = np.float32(1) / scale
+    return np.where(np.isinf(result), np.float32(0), result)
+
+
+def to_f16(name: str, values: np.ndarray) -> np.ndarray:
+    """Return the f16 numbers that a block of format `name` keeps, refusing those beyond its range."""
+    with np.errstate(over="ignore"):
+        result = values.astype(np.float16)
+    if not np.isfinite(result).all():
+        raise too_large(name, "the scale of a block is f16, which ends at 65504")
+    return result
+
+
+def as_bytes(block: np.ndarray) -> np.ndarray:
+    """Return n records as (n, nbytes) bytes."""
+    return block.view(np.uint8).reshape(len(block), -1)

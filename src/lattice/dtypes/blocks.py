@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from lattice.dtypes._dtype import DType, Pack, Unpack, declare_blocks, too_large
-from lattice.dtypes._planes import layout, pack_planes, planes, view
+from lattice.dtypes._dtype import DType, Pack, Unpack, declare_blocks
+from lattice.dtypes._planes import as_bytes, inverse, layout, pack_planes, planes, to_f16, view
 
 VALUES = 32
 
@@ -71,30 +71,10 @@ def _unpack_bytes(block_layout: np.dtype) -> Unpack:
     return unpack
 
 
-def _inverse(scale: np.ndarray) -> np.ndarray:
-    """Return 1 / scale, and 0 where that is infinite: such a scale is 0 in f16 as well."""
-    with np.errstate(divide="ignore", over="ignore"):
-        inverse = np.float32(1) / scale
-    return np.where(np.isinf(inverse), np.float32(0), inverse)
-
-
-def _to_f16(name: str, values: np.ndarray) -> np.ndarray:
-    """Return one f16 number a block, refusing those beyond its range."""
-    with np.errstate(over="ignore"):
-        result = values[:, 0].astype(np.float16)
-    if not np.isfinite(result).all():
-        raise too_large(name, "the scale of a block is f16, which ends at 65504")
-    return result
-
-
 def _store_quants(block: np.ndarray, quants: np.ndarray) -> None:
     block["quants"] = pack_planes(quants & 15, 16, 4)
     if _has_high_bits(block.dtype):
         block["high"] = pack_planes(quants >> 4, 1, 1)
-
-
-def _bytes(block: np.ndarray) -> np.ndarray:
-    return block.view(np.uint8).reshape(len(block), -1)
 
 
 def _pack_centred(name: str, block_layout: np.dtype, zero: int) -> Pack:
@@ -102,11 +82,11 @@ def _pack_centred(name: str, block_layout: np.dtype, zero: int) -> Pack:
         # The value of largest magnitude, sign and all, becomes exactly -zero, the end with one step more.
         furthest = np.take_along_axis(values, np.abs(values).argmax(axis=1)[:, None], axis=1)
         scale = furthest / np.float32(-zero)
-        quants = np.trunc(values * _inverse(scale) + np.float32(zero + 0.5))
+        quants = np.trunc(values * inverse(scale) + np.float32(zero + 0.5))
         block = np.zeros(len(values), block_layout)
-        block["scale"] = _to_f16(name, scale)
+        block["scale"] = to_f16(name, scale[:, 0])
         _store_quants(block, quants.clip(0, 2 * zero - 1).astype(np.uint8))
-        return _bytes(block)
+        return as_bytes(block)
 
     return pack
 
@@ -117,24 +97,24 @@ def _pack_affine(name: str, block_layout: np.dtype, steps: int) -> Pack:
         with np.errstate(over="ignore", invalid="ignore"):
             scale = (values.max(axis=1, keepdims=True) - low) / np.float32(steps)
             block = np.zeros(len(values), block_layout)
-            block["scale"] = _to_f16(name, scale)
-            block["low"] = _to_f16(name, low)
-            quants = np.trunc((values - low) * _inverse(scale) + np.float32(0.5))
+            block["scale"] = to_f16(name, scale[:, 0])
+            block["low"] = to_f16(name, low[:, 0])
+            quants = np.trunc((values - low) * inverse(scale) + np.float32(0.5))
         _store_quants(block, quants.clip(0, steps).astype(np.uint8))
-        return _bytes(block)
+        return as_bytes(block)
 
     return pack
 
 
 def _pack_q8_0(values: np.ndarray) -> np.ndarray:
     scale = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
-    exact = values * _inverse(scale)
+    exact = values * inverse(scale)
     whole = np.trunc(exact)
     whole += np.trunc(2 * (exact - whole))  # half away from zero; both steps are exact
     block = np.zeros(len(values), Q8_0_LAYOUT)
-    block["scale"] = _to_f16("q8_0", scale)
+    block["scale"] = to_f16("q8_0", scale[:, 0])
     block["quants"] = whole
-    return _bytes(block)
+    return as_bytes(block)
 
 
 def _centred(name: str, block_layout: np.dtype, zero: int) -> DType:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends.cpu.native import DTYPES, ROWS, TILES, Core, Memory
+from lattice.backends.cpu.native import DTYPES, ROWS, TILES, WEIGHT_DTYPES, Core, Memory
 from lattice.dtypes import F32, Array, dense
 from lattice.errors import LatticeWarning, expected
 from lattice.ops import Symbol
@@ -112,8 +112,7 @@ def _uses(program: Program) -> dict[str, str]:
 
 
 def _kernel_dtype(array: Array, use: str) -> str:
-    native = array.dtype.name in ("f32", "f16", "bf16", "q8_0", "q4_1")
-    return array.dtype.name if native and use != "vector" else "f32"
+    return array.dtype.name if array.dtype.name in WEIGHT_DTYPES and use != "vector" else "f32"
 
 
 def _tile(core: Core, slabs: _Slabs, array: Array, dtype: str) -> Placed:

@@ -74,12 +74,25 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
 
 // ---- block weights, quantised activations ------------------------------------------------------------------------
 
-// Per block: y += integer * (w_scale * d);  q4_1 also: y += w_minimum * (d * sum of q).
+// Scale and minimum of the rows of one vector for group g of a tile; p: the tile's head, moved to the vector's rows of f16.
+template <DType D> LATTICE_INLINE vf scale_of(const uint8_t* p, const int8_t* factors, int g) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(p);
+  if constexpr (format(D).super()) return load_f16(halves) * load_i8(factors + panel_rows * g);
+  else return load_f16(halves + panel_rows * g);
+}
+template <DType D> LATTICE_INLINE vf minimum_of(const uint8_t* p, const int8_t* factors, int g) {
+  const auto* halves = reinterpret_cast<const uint16_t*>(p);
+  if constexpr (format(D).super()) return load_f16(halves + panel_rows) * load_i8(factors + panel_rows * (8 + g));
+  else return load_f16(halves + panel_rows * (2 + g));
+}
+
+// Per group: y += integer * (w_scale * d), and where the format has a minimum: y += w_minimum * (d * sum of q).
+// A loop step takes one record, which is one group of 32 or two of 16.
 // AVX2 has too few registers for integer and float sums of three tokens: from there on the float sums stay in `out`.
 template <DType D, int P, int T> void multiply_blocks(const Product& a) {
-  constexpr bool q8 = D == DType::q8_0;
-  constexpr int tile = q8 ? q8_tile : q4_tile, head = q8 ? 64 : 128, block = q8 ? 512 : 256;
-  constexpr int V = P * panel_vectors;
+  constexpr Format f = format(D);
+  constexpr int V = P * panel_vectors, groups = record_values / f.group;
+  constexpr int records = f.tile_values() / record_values, bytes = groups * f.group_bytes();   // of a tile, a record
   constexpr bool in_memory = !wide && V * T > 4;
   const int64_t panel = panel_bytes(D, a.k);
   const Quantised* x[T];
@@ -93,41 +106,44 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
       if constexpr (in_memory) store(a.out + t * a.out_stride + v * lanes, zero());
       else sum[v][t] = zero();
     }
-  for (int64_t b = 0; b < a.k / block_values; b++) {
-    const int64_t half = b % 2;
-    const uint8_t* bytes[V];
-    const uint16_t* scales[V];
+  for (int64_t b = 0; b < a.k / record_values; b++) {
+    const uint8_t *head[V], *vectors[V];
+    const int8_t* factors[V];
     LATTICE_UNROLL
     for (int v = 0; v < V; v++) {
-      const uint8_t* base = a.panel + v / panel_vectors * panel + b / 2 * tile;
-      bytes[v] = base + head + half * block + v % panel_vectors * vector_bytes;
-      scales[v] = reinterpret_cast<const uint16_t*>(base + half * 32) + v % panel_vectors * lanes;
+      const uint8_t* tile = a.panel + v / panel_vectors * panel + b / records * f.tile_bytes();
+      head[v] = tile + 2 * (v % panel_vectors * lanes);
+      factors[v] = reinterpret_cast<const int8_t*>(tile + 64) + v % panel_vectors * lanes;
+      vectors[v] = tile + f.head() + b % records * bytes + v % panel_vectors * vector_bytes;
       if (v % panel_vectors == 0)
-        for (int line = 0; line < block + head / 2; line += 64) prefetch(bytes[v] + ahead + line);
+        for (int line = 0; line < bytes + f.head() / records; line += 64) prefetch(vectors[v] + ahead + line);
     }
-    vf whole[V][T];
-    dot<q8 ? 8 : 4, q8 ? 128 : 0, -1, V, T>(bytes, x, whole);
-    vf scale[V], minimum[V];
-    LATTICE_UNROLL
-    for (int v = 0; v < V; v++) {
-      scale[v] = load_f16(scales[v]);
-      if constexpr (!q8) minimum[v] = load_f16(scales[v] + 32);
-    }
-    LATTICE_UNROLL
-    for (int t = 0; t < T; t++) {
+    repeat<groups>([&](auto half) __attribute__((always_inline)) {
+      const int group = int(b % records) * groups + half;
+      vf whole[V][T], scale[V], minimum[V];
+      dot<f.bits, f.offset, groups == 1 ? -1 : int(half), V, T>(vectors, x, whole);
       LATTICE_UNROLL
       for (int v = 0; v < V; v++) {
-        [[maybe_unused]] float* place = a.out + t * a.out_stride + v * lanes;
-        vf y;
-        if constexpr (in_memory) y = load(place);
-        else y = sum[v][t];
-        y = fma(whole[v][t], scale[v] * set1(x[t]->d), y);
-        if constexpr (!q8) y = fma(minimum[v], set1(x[t]->sum), y);
-        if constexpr (in_memory) store(place, y);
-        else sum[v][t] = y;
+        scale[v] = scale_of<D>(head[v], factors[v], group);
+        if constexpr (f.minimum) minimum[v] = minimum_of<D>(head[v], factors[v], group);
+        vectors[v] += f.group_bytes();
       }
-      x[t]++;
-    }
+      LATTICE_UNROLL
+      for (int t = 0; t < T; t++)
+        LATTICE_UNROLL
+        for (int v = 0; v < V; v++) {
+          [[maybe_unused]] float* place = a.out + t * a.out_stride + v * lanes;
+          vf y;
+          if constexpr (in_memory) y = load(place);
+          else y = sum[v][t];
+          y = fma(whole[v][t], scale[v] * set1(x[t]->d), y);
+          if constexpr (f.minimum) y = fma(minimum[v], set1(x[t]->sum), y);
+          if constexpr (in_memory) store(place, y);
+          else sum[v][t] = y;
+        }
+    });
+    LATTICE_UNROLL
+    for (int t = 0; t < T; t++) x[t]++;
   }
   if constexpr (!in_memory)
     LATTICE_UNROLL
@@ -140,7 +156,7 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
 
 // Most tokens of one call, and panels side by side at T tokens.
 template <DType D> constexpr int tokens_limit() {
-  if (is_block(D)) return wide ? 6 : 4;
+  if (is_block(D)) return record_tokens;
   return wide ? 12 : 6;
 }
 template <DType D> constexpr int panels_for(int T) {
@@ -154,7 +170,7 @@ template <DType D> constexpr bool fits() {
     if (panels_for<D>(T) * panel_rows * T > group_values) return false;
   return group_tokens % tokens_limit<D>() == 0;
 }
-static_assert(fits<DType::q8_0>() && fits<DType::q4_1>());
+static_assert(fits<DType::q8_0>());   // as every format of blocks
 static_assert(fits<DType::bf16>() && fits<DType::f16>() && fits<DType::f32>());
 
 using Kernel = void (*)(const Product&);
@@ -176,7 +192,13 @@ template <DType D> void run(int panels, int tokens, const Product& a) {
 template <class Body> auto with(DType dtype, Body&& body) {
   switch (dtype) {
     case DType::q8_0: return body(std::integral_constant<DType, DType::q8_0>());
+    case DType::q4_0: return body(std::integral_constant<DType, DType::q4_0>());
     case DType::q4_1: return body(std::integral_constant<DType, DType::q4_1>());
+    case DType::q5_0: return body(std::integral_constant<DType, DType::q5_0>());
+    case DType::q5_1: return body(std::integral_constant<DType, DType::q5_1>());
+    case DType::q4_k: return body(std::integral_constant<DType, DType::q4_k>());
+    case DType::q5_k: return body(std::integral_constant<DType, DType::q5_k>());
+    case DType::q6_k: return body(std::integral_constant<DType, DType::q6_k>());
     case DType::bf16: return body(std::integral_constant<DType, DType::bf16>());
     case DType::f16: return body(std::integral_constant<DType, DType::f16>());
     default: return body(std::integral_constant<DType, DType::f32>());
@@ -189,7 +211,7 @@ Form form_of(DType weights) {
   return is_block(weights) ? Form::records : Form::floats;
 }
 int64_t form_bytes(Form form, int64_t k) {
-  return form == Form::records ? k / block_values * int64_t(sizeof(Quantised)) : k * 4;
+  return form == Form::records ? k / record_values * int64_t(sizeof(Quantised)) : k * 4;
 }
 int most_tokens(DType weights) {
   return with(weights, [](auto d) { return tokens_limit<d.value>(); });

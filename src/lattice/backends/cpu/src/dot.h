@@ -6,6 +6,7 @@
 // an activation are broadcast to all lanes. What a format means is written here once; how a target multiplies bytes is
 // written in the one file that is included below, which defines:
 //
+//   record_tokens          tokens of one call at most, the best number for its registers (it divides 12)
 //   Bytes                  a weight vector, four unsigned bytes of each of `lanes` rows
 //     load_bytes(p)        from vector_bytes bytes of any alignment
 //     only<m>(a), a | b    bit by bit; m: the same byte everywhere

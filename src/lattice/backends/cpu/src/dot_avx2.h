@@ -6,6 +6,8 @@
 
 namespace lattice {
 
+constexpr int record_tokens = 4;   // 8 integer sums of a panel in 16 registers
+
 struct Bytes { __m256i v; };
 LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm256_loadu_si256((const __m256i*)p)}; }
 template <int m> LATTICE_INLINE Bytes only(Bytes a) { return {_mm256_and_si256(a.v, _mm256_set1_epi8(m))}; }

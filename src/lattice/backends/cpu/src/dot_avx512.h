@@ -4,6 +4,8 @@
 
 namespace lattice {
 
+constexpr int record_tokens = 6;   // 12 integer and 12 float sums of two panels in 32 registers
+
 struct Bytes { __m512i v; };
 LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int m> LATTICE_INLINE Bytes only(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(m))}; }

@@ -4,6 +4,8 @@
 
 namespace lattice {
 
+constexpr int record_tokens = 2;   // nothing stays in registers: little code instead
+
 struct Bytes { uint8_t v[4 * lanes]; };
 template <class Body> LATTICE_INLINE Bytes each_byte(Body&& body) {
   Bytes r;

@@ -9,10 +9,12 @@
 
 namespace lattice {
 
+constexpr int record_values = 32;
+
 struct Quantised {
-  int8_t q[32];
+  int8_t q[record_values];
   float d;
-  float sum;            // d * sum(q): times a block's minimum (q4_1)
+  float sum;            // d * sum(q): times the minimum of a group of weights
   int32_t minus_8;      // -8 * sum(q), -128 * sum(q): seeds that undo the offset of weights stored unsigned
   int32_t minus_128;
   int16_t half[2];      // sum(q) of the first and of the last 16: seeds of formats with a scale for 16 weights (mix)

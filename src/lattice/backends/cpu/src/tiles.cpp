@@ -1,7 +1,7 @@
 // Tiling: from the rows of a file to the panels of tiles.h, and single rows back out of either.
 //
-// Block formats are moved, never recoded: 4 bytes of k of a row are one 32-bit unit in both layouts. Plain formats may
-// change on the way (f32 -> f16), rounded to nearest even.
+// Block formats keep their integers and scales exactly; only the order of bits changes. Plain formats may change on the
+// way (f32 -> f16), rounded to nearest even.
 #include "tiles.h"
 
 #include <atomic>
@@ -15,7 +15,165 @@
 namespace lattice {
 namespace {
 
-// ---- one row out of file order -----------------------------------------------------------------------------------
+uint16_t half_at(const uint8_t* p) {
+  uint16_t h;
+  std::memcpy(&h, p, sizeof h);
+  return h;
+}
+uint32_t unit_at(const uint8_t* p) {
+  uint32_t unit;
+  std::memcpy(&unit, p, sizeof unit);
+  return unit;
+}
+
+// ---- blocks ------------------------------------------------------------------------------------------------------
+
+// A block of any format, the same from a file and from a tile. A unit is 4 values of k in the bytes of an uint32, and
+// what happens to one byte of it happens to all: shifts bring in bits of a neighbour, which a mask removes.
+struct Block {
+  uint16_t scale, minimum;   // f16
+  int8_t factor[16];         // k-quants: of the scale of each group; from [8] on those of the minimum, where there is one
+  uint32_t unit[64];         // integers, unsigned
+};
+constexpr uint32_t all(uint32_t byte) { return byte * 0x01010101u; }
+
+// Bit e of `bits` becomes byte e.
+uint32_t spread(uint32_t bits) { return ((bits & 15) * 0x00204081u) & all(1); }
+
+void read_small(const uint8_t* p, const Format& f, Block& to) {
+  to.scale = half_at(p);
+  if (f.minimum) to.minimum = half_at(p += 2);
+  p += 2;
+  const uint32_t fifth = f.bits == 5 ? unit_at(p) : 0;   // bit i belongs to value i
+  if (f.bits == 5) p += 4;
+  for (int i = 0; i < 8; i++)
+    if (f.bits == 8) to.unit[i] = unit_at(p + 4 * i) ^ all(128);
+    else to.unit[i] = (unit_at(p + 4 * (i % 4)) >> (i / 4 * 4) & all(15)) | spread(fifth >> 4 * i) << 4;
+}
+
+// f16 scale, f16 minimum, 12 bytes of 6-bit factors, (5 bits: 32 bytes of fifth bits,) 128 bytes of nibbles. Nibbles:
+// 32 bytes hold one group in their low halves and the next in their high ones. Fifth bits: bit g belongs to group g.
+void read_q4_k_q5_k(const uint8_t* p, const Format& f, Block& to) {
+  to.scale = half_at(p);
+  to.minimum = half_at(p + 2) ^ 0x8000;
+  const uint8_t* six = p + 4;
+  for (int g = 0; g < 4; g++) {
+    to.factor[g] = six[g] & 63;
+    to.factor[g + 8] = six[g + 4] & 63;
+    to.factor[g + 4] = int8_t((six[g + 8] & 15) | six[g] >> 6 << 4);
+    to.factor[g + 12] = int8_t(six[g + 8] >> 4 | six[g + 4] >> 6 << 4);
+  }
+  const uint8_t *fifth = p + 16, *nibbles = f.bits == 5 ? p + 48 : p + 16;
+  for (int i = 0; i < 64; i++) {
+    const int group = i / 8, j = i % 8;
+    to.unit[i] = unit_at(nibbles + 32 * (group / 2) + 4 * j) >> (group % 2 * 4) & all(15);
+    if (f.bits == 5) to.unit[i] |= (unit_at(fifth + 4 * j) >> group & all(1)) << 4;
+  }
+}
+
+// 128 bytes of nibbles, 64 bytes of high bits, 16 signed factors, f16 scale. A half of 128 values: 64 bytes hold 64
+// values in their low halves and 64 in their high ones; 32 bytes hold their high bits, four times 32 values.
+void read_q6_k(const uint8_t* p, Block& to) {
+  to.scale = half_at(p + 208);
+  to.minimum = 0;
+  std::memcpy(to.factor, p + 192, 16);
+  for (int i = 0; i < 64; i++) {
+    const int half = i / 32, j = i % 32;
+    const uint32_t low = unit_at(p + 64 * half + 4 * (j % 16)) >> (j / 16 * 4) & all(15);
+    const uint32_t high = unit_at(p + 128 + 32 * half + 4 * (j % 8)) >> (j / 8 * 2) & all(3);
+    to.unit[i] = low | high << 4;
+  }
+}
+
+void read_file_block(const uint8_t* p, DType dtype, Block& to) {
+  const Format f = format(dtype);
+  if (!f.super()) read_small(p, f, to);
+  else if (f.bits == 6) read_q6_k(p, to);
+  else read_q4_k_q5_k(p, f, to);
+}
+
+// Where block b of a row lies in its panel: the head of its tile, its place there, its first vector.
+struct Place {
+  int64_t tile;
+  int slot, vectors;
+
+  Place(const Format& f, int64_t b) {
+    const int blocks = f.tile_values() / f.block;
+    tile = b / blocks * f.tile_bytes();
+    slot = int(b % blocks);
+    vectors = f.head() + slot * (f.block / f.group) * f.group_bytes();
+  }
+  int scale(int r) const { return 32 * slot + 2 * r; }
+  int minimum(const Format& f, int r) const { return (f.super() ? 32 : 64 + 32 * slot) + 2 * r; }
+  static int factor(int i, int r) { return 64 + 16 * i + r; }
+};
+
+// The units of one group from and to its vectors, of which p is the row's part; see tiles.h.
+void read_group(const uint8_t* p, int bits, uint32_t* unit) {
+  if (bits == 8)
+    for (int u = 0; u < 8; u++) unit[u] = unit_at(p + 64 * u);
+  else if (bits == 6)
+    for (int u = 0; u < 4; u++)
+      unit[u] = (unit_at(p + 64 * (u / 2)) >> (u % 2 * 4) & all(15)) | (unit_at(p + 128) >> 2 * u & all(3)) << 4;
+  else
+    for (int u = 0; u < 8; u++) {
+      unit[u] = unit_at(p + 64 * (u % 4)) >> (u / 4 * 4) & all(15);
+      if (bits == 5) unit[u] |= (unit_at(p + 256) >> u & all(1)) << 4;
+    }
+}
+void write_group(const uint32_t* unit, int bits, uint8_t* p) {
+  auto put = [&](int vector, uint32_t value) { std::memcpy(p + 64 * vector, &value, 4); };
+  uint32_t high = 0;
+  if (bits == 8) {
+    for (int u = 0; u < 8; u++) put(u, unit[u]);
+  } else if (bits == 6) {
+    for (int u = 0; u < 4; u++) high |= (unit[u] >> 4 & all(3)) << 2 * u;
+    for (int i = 0; i < 2; i++) put(i, (unit[2 * i] & all(15)) | (unit[2 * i + 1] & all(15)) << 4);
+    put(2, high);
+  } else {
+    for (int u = 0; u < 8; u++) high |= (unit[u] >> 4 & all(1)) << u;
+    for (int i = 0; i < 4; i++) put(i, (unit[i] & all(15)) | (unit[i + 4] & all(15)) << 4);
+    if (bits == 5) put(4, high);
+  }
+}
+
+void read_tile_block(const uint8_t* panel, DType dtype, int r, int64_t b, Block& to) {
+  const Format f = format(dtype);
+  const Place at(f, b);
+  const uint8_t* tile = panel + at.tile;
+  to.scale = half_at(tile + at.scale(r));
+  if (f.minimum) to.minimum = half_at(tile + at.minimum(f, r));
+  if (f.super())
+    for (int i = 0; i < 16; i++) to.factor[i] = int8_t(tile[at.factor(i, r)]);
+  for (int g = 0; g < f.block / f.group; g++)
+    read_group(tile + at.vectors + g * f.group_bytes() + 4 * r, f.bits, to.unit + g * f.group / 4);
+}
+void write_tile_block(const Block& from, DType dtype, int r, int64_t b, uint8_t* panel) {
+  const Format f = format(dtype);
+  const Place at(f, b);
+  uint8_t* tile = panel + at.tile;
+  std::memcpy(tile + at.scale(r), &from.scale, 2);
+  if (f.minimum) std::memcpy(tile + at.minimum(f, r), &from.minimum, 2);
+  if (f.super())
+    for (int i = 0; i < 16; i++) tile[at.factor(i, r)] = uint8_t(from.factor[i]);
+  for (int g = 0; g < f.block / f.group; g++)
+    write_group(from.unit + g * f.group / 4, f.bits, tile + at.vectors + g * f.group_bytes() + 4 * r);
+}
+
+void to_floats(const Block& block, DType dtype, float* out) {
+  const Format f = format(dtype);
+  for (int g = 0; g < f.block / f.group; g++) {
+    float scale = from_f16(block.scale), minimum = f.minimum ? from_f16(block.minimum) : 0.0f;
+    if (f.super()) scale *= float(block.factor[g]);
+    if (f.super() && f.minimum) minimum *= float(block.factor[8 + g]);
+    for (int i = g * f.group; i < (g + 1) * f.group; i++) {
+      out[i] = scale * float(int(block.unit[i / 4] >> 8 * (i % 4) & 255) - f.offset);
+      if (f.minimum) out[i] += minimum;
+    }
+  }
+}
+
+// ---- one row as floats -------------------------------------------------------------------------------------------
 
 void widen(const uint16_t* p, DType dtype, int64_t k, float* out) {
   const bool half = dtype == DType::f16;
@@ -24,100 +182,52 @@ void widen(const uint16_t* p, DType dtype, int64_t k, float* out) {
   for (; i < k; i++) out[i] = half ? from_f16(p[i]) : from_bf16(p[i]);
 }
 
-uint16_t half_at(const uint8_t* p) {
-  uint16_t h;
-  std::memcpy(&h, p, sizeof h);
-  return h;
-}
-
 void read_file_row(const uint8_t* p, DType dtype, int64_t k, float* out) {
-  switch (dtype) {
-    case DType::f32: std::memcpy(out, p, size_t(k) * 4); break;
-    case DType::f16:
-    case DType::bf16: widen(reinterpret_cast<const uint16_t*>(p), dtype, k, out); break;
-    case DType::q8_0:
-      for (int64_t b = 0; b < k / block_values; b++, p += 34, out += block_values) {
-        const float scale = from_f16(half_at(p));
-        for (int i = 0; i < block_values; i++) out[i] = scale * float(int8_t(p[2 + i]));
-      }
-      break;
-    case DType::q4_1:
-      for (int64_t b = 0; b < k / block_values; b++, p += 20, out += block_values) {
-        const float scale = from_f16(half_at(p)), minimum = from_f16(half_at(p + 2));
-        for (int i = 0; i < 16; i++) {
-          out[i] = scale * float(p[4 + i] & 15) + minimum;
-          out[i + 16] = scale * float(p[4 + i] >> 4) + minimum;
-        }
-      }
-      break;
-    default: break;
+  const Format f = format(dtype);
+  if (f.block) {
+    Block block;
+    for (int64_t b = 0; b < k / f.block; b++) {
+      read_file_block(p + b * f.bytes, dtype, block);
+      to_floats(block, dtype, out + b * f.block);
+    }
+  } else if (dtype == DType::f32) {
+    std::memcpy(out, p, size_t(k) * 4);
+  } else {
+    widen(reinterpret_cast<const uint16_t*>(p), dtype, k, out);
   }
 }
-
-// ---- one row out of a panel --------------------------------------------------------------------------------------
 
 void read_panel_row(const uint8_t* panel, DType dtype, int r, int64_t k, float* out) {
+  const Format f = format(dtype);
   const auto* halves = reinterpret_cast<const uint16_t*>(panel);
   const auto* floats = reinterpret_cast<const float*>(panel);
-  switch (dtype) {
-    case DType::f32:
-      for (int64_t i = 0; i < k; i++) out[i] = floats[i * panel_rows + r];
-      break;
-    case DType::f16:
-      for (int64_t i = 0; i < k; i++) out[i] = from_f16(halves[i * panel_rows + r]);
-      break;
-    case DType::bf16:
-      for (int64_t i = 0; i < k; i++) out[i] = from_bf16(halves[i / 2 * 2 * panel_rows + 2 * r + i % 2]);
-      break;
-    case DType::q8_0:
-      for (int64_t b = 0; b < k / block_values; b++, out += block_values) {
-        const uint8_t* tile = panel + b / 2 * q8_tile;
-        const float scale = from_f16(half_at(tile + 32 * (b % 2) + 2 * r));
-        const uint8_t* v = tile + 64 + 512 * (b % 2) + 4 * r;
-        for (int i = 0; i < block_values; i++) out[i] = scale * float(int(v[64 * (i / 4) + i % 4]) - 128);
-      }
-      break;
-    case DType::q4_1:
-      for (int64_t b = 0; b < k / block_values; b++, out += block_values) {
-        const uint8_t* tile = panel + b / 2 * q4_tile;
-        const float scale = from_f16(half_at(tile + 32 * (b % 2) + 2 * r));
-        const float minimum = from_f16(half_at(tile + 64 + 32 * (b % 2) + 2 * r));
-        const uint8_t* v = tile + 128 + 256 * (b % 2) + 4 * r;
-        for (int i = 0; i < 16; i++) {
-          const uint8_t byte = v[64 * (i / 4) + i % 4];
-          out[i] = scale * float(byte & 15) + minimum;
-          out[i + 16] = scale * float(byte >> 4) + minimum;
-        }
-      }
-      break;
-    default: break;
+  if (f.block) {
+    Block block;
+    for (int64_t b = 0; b < k / f.block; b++) {
+      read_tile_block(panel, dtype, r, b, block);
+      to_floats(block, dtype, out + b * f.block);
+    }
+    return;
   }
+  for (int64_t i = 0; i < k; i++)
+    if (dtype == DType::f32) out[i] = floats[i * panel_rows + r];
+    else if (dtype == DType::f16) out[i] = from_f16(halves[i * panel_rows + r]);
+    else out[i] = from_bf16(halves[i / 2 * 2 * panel_rows + 2 * r + i % 2]);
 }
 
 // ---- one panel in ------------------------------------------------------------------------------------------------
 
-// `rows` of the panel's 16 exist; the panel's memory is zero already where nothing is written.
+// `rows` of the panel's 16 exist; the others become zeros, and so does the rest of a tile that is cut in half.
 void tile_blocks(const uint8_t* source, DType dtype, int rows, int64_t k, uint8_t* panel) {
-  const bool q8 = dtype == DType::q8_0;
-  const int head = q8 ? 2 : 4, units = q8 ? 8 : 4, tile_size = q8 ? q8_tile : q4_tile;
-  const uint32_t flip = q8 ? 0x80808080u : 0;
-  const int64_t stride = row_bytes(dtype, k), block_size = head + 4 * units;
+  const Format f = format(dtype);
+  const int64_t blocks = k / f.block, stride = blocks * f.bytes, whole = round_up(k, f.tile_values()) / f.block;
+  const Block none{};
+  Block block;
   for (int r = 0; r < panel_rows; r++)
-    for (int64_t b = 0; b < round_up(k, 64) / block_values; b++) {
-      uint8_t* tile = panel + b / 2 * tile_size;
-      uint8_t* vectors = tile + 32 * head + 64 * units * (b % 2) + 4 * r;
-      const bool exists = r < rows && b < k / block_values;
-      const uint8_t* block = source + (exists ? r * stride + b * block_size : 0);
-      for (int h = 0; h < head; h += 2) {
-        uint16_t value = exists ? half_at(block + h) : uint16_t(0);
-        std::memcpy(tile + 32 * h + 32 * (b % 2) + 2 * r, &value, 2);
-      }
-      for (int j = 0; j < units; j++) {
-        uint32_t unit = 0;
-        if (exists) std::memcpy(&unit, block + head + 4 * j, 4);
-        unit ^= flip;
-        std::memcpy(vectors + 64 * j, &unit, 4);
-      }
+    for (int64_t b = 0; b < whole; b++) {
+      const bool exists = r < rows && b < blocks;
+      if (exists) read_file_block(source + r * stride + b * f.bytes, dtype, block);
+      write_tile_block(exists ? block : none, dtype, r, b, panel);
     }
 }
 
@@ -154,7 +264,7 @@ using namespace lattice;
 
 int64_t lattice_tiled_bytes(int32_t dtype, int64_t n, int64_t k) {
   const DType type = DType(dtype);
-  if (n < 1 || k < 1 || (is_block(type) && k % block_values)) return -1;
+  if (n < 1 || k < 1 || (is_block(type) && k % format(type).block)) return -1;
   const int64_t panel = panel_bytes(type, k);
   return panel ? round_up(n, panel_rows) / panel_rows * panel : -1;
 }

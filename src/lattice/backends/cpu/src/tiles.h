@@ -4,15 +4,27 @@
 // 64-byte vectors that hold 4 bytes of each of the 16 rows, so that one vector load brings 16 rows (AVX-512) or one of
 // its halves 8 rows (AVX2), and one output lies in one lane: no horizontal sums.
 //
-//   q8_0  tiles of 64 k, 1088 bytes: f16 scale[2 blocks][16 rows]; 16 vectors: vector 8b+j, byte 4r+i:
-//         w[r][32b+4j+i] + 128
-//   q4_1  tiles of 64 k,  640 bytes: f16 scale[2][16]; f16 minimum[2][16]; 8 vectors: vector 4b+j, byte 4r+i:
-//         low nibble w[r][32b+4j+i], high nibble w[r][32b+16+4j+i] (0..15)
+// Block formats hold integers of 4, 5, 6 or 8 bits, value = scale * (integer - offset) + minimum. A group of k shares a
+// scale; a unit is 4 values of k. A group's vectors, by bits (dot.h unpacks them):
+//   8  group of 32: vector j = unit j
+//   4  group of 32: vector j = low nibbles unit j, high nibbles unit j + 4
+//   5  group of 32: the 4 vectors of 4 bits; one whose bit u is the fifth bit of unit u
+//   6  group of 16: vector j = low nibbles unit 2j, high nibbles unit 2j + 1; one with the high bits of unit u at 2u
+//
+// A tile is a head and the vectors of its groups, in order of k:
+//   q8_0 q4_0 q5_0       64 k; head: f16 scale[2 groups][16 rows]
+//   q4_1 q5_1            64 k; head: f16 scale[2][16]; f16 minimum[2][16]
+//   q4_k q5_k           256 k; head: f16 d[16]; f16 e[16]; i8 s[8 groups][16]; i8 m[8][16]: scale d * s, minimum e * m
+//                              (e is minus the file's, whose minima are subtracted)
+//   q6_k                256 k; head: f16 d[16]; 32 bytes unused, which keeps vectors aligned; i8 s[16 groups][16]
+// So every number is the file's own; only the 6-bit scales of k-quants became bytes (2 to 3 % more memory).
+//
+// Plain formats:
 //   bf16  vector i/2: u16 number 2r + i%2 = w[r][i]          (k padded to even with zeros)
 //   f16   half vector i: u16 number r = w[r][i]
 //   f32   vector i: float number r = w[r][i]
 //
-// Block formats need k % 32 == 0; where k % 64 == 32 the last tile's second block is zero and no kernel reads it.
+// Block formats need whole blocks of the file; where a tile of 64 k is cut in half, its second group is never read.
 #pragma once
 #include <cstdint>
 
@@ -21,17 +33,42 @@
 namespace lattice {
 
 constexpr int panel_rows = 16;
-constexpr int block_values = 32;   // values of k that share a scale
-constexpr int q8_tile = 1088, q4_tile = 640;
 
+struct Format {
+  int block, bytes;    // values of k in a block of the file, and its bytes
+  int bits, offset;
+  bool minimum;
+  int group;           // values of k that share a scale
+
+  constexpr bool super() const { return block == 256; }
+  constexpr int tile_values() const { return super() ? 256 : 64; }
+  constexpr int head() const { return super() ? 320 : minimum ? 128 : 64; }
+  constexpr int group_bytes() const { return group * panel_rows * bits / 8; }
+  constexpr int tile_bytes() const { return head() + tile_values() / group * group_bytes(); }
+};
+
+// The format of a dtype of blocks; a block of 0 values for every other dtype.
+constexpr Format format(DType dtype) {
+  switch (dtype) {
+    case DType::q8_0: return {32, 34, 8, 128, false, 32};
+    case DType::q4_0: return {32, 18, 4, 8, false, 32};
+    case DType::q4_1: return {32, 20, 4, 0, true, 32};
+    case DType::q5_0: return {32, 22, 5, 16, false, 32};
+    case DType::q5_1: return {32, 24, 5, 0, true, 32};
+    case DType::q4_k: return {256, 144, 4, 0, true, 32};
+    case DType::q5_k: return {256, 176, 5, 0, true, 32};
+    case DType::q6_k: return {256, 210, 6, 32, false, 16};
+    default: return {};
+  }
+}
+constexpr bool is_block(DType dtype) { return format(dtype).block != 0; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-constexpr bool is_block(DType dtype) { return dtype == DType::q8_0 || dtype == DType::q4_1; }
 
 // Bytes of one panel, and of a row in layout rows. 0: the dtype has no tiles (or no such row).
 inline int64_t panel_bytes(DType dtype, int64_t k) {
+  const Format f = format(dtype);
+  if (f.block) return round_up(k, f.tile_values()) / f.tile_values() * f.tile_bytes();
   switch (dtype) {
-    case DType::q8_0: return round_up(k, 64) / 64 * q8_tile;
-    case DType::q4_1: return round_up(k, 64) / 64 * q4_tile;
     case DType::bf16: return round_up(k, 2) * panel_rows * 2;
     case DType::f16: return k * panel_rows * 2;
     case DType::f32: return k * panel_rows * 4;
@@ -39,9 +76,9 @@ inline int64_t panel_bytes(DType dtype, int64_t k) {
   }
 }
 inline int64_t row_bytes(DType dtype, int64_t k) {
+  const Format f = format(dtype);
+  if (f.block) return k / f.block * f.bytes;
   switch (dtype) {
-    case DType::q8_0: return k / block_values * 34;   // per block: f16 scale, 32 int8
-    case DType::q4_1: return k / block_values * 20;   // per block: f16 scale, f16 minimum, 16 bytes of two nibbles
     case DType::bf16:
     case DType::f16: return k * 2;
     case DType::f32: return k * 4;
