@@ -223,7 +223,7 @@ std::string run_alone(void* pool, int32_t kernel, const Case& c, int32_t row) {
   return wrong;
 }
 
-std::string run(void* pool, Case& c) {
+std::string run_checked(void* pool, Case& c) {
   const int32_t kernel = lattice_kernel(c.op.c_str());
   if (kernel < 0) return "no kernel";
   std::vector<Memory> memory;
@@ -250,6 +250,14 @@ std::string run(void* pool, Case& c) {
     for (int32_t row = 0; row < c.counts[0] && wrong.empty(); row += row < 7 ? 1 : 19)
       wrong = run_alone(pool, kernel, c, row);
   return wrong;
+}
+
+std::string run(void* pool, Case& c) {
+  try {
+    return run_checked(pool, c);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
 }
 
 // Arguments that the ABI must refuse, with a message.
