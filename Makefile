@@ -23,10 +23,11 @@ INPUTS ?= 100000
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
-.PHONY: help setup native demo test fuzz check lint types sizes rules warnings wheel bench format clean
+.PHONY: help setup native demo test fuzz check lint types sizes rules warnings clang windows \
+	check-arm sanitize cases wheel bench format clean
 
 help:  ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(VENV)/.stamp: pyproject.toml Makefile
 	@test -n "$(PYTHON)" || { echo "make: Python 3.11 or newer is needed; name it with make PYTHON=..." >&2; exit 1; }
@@ -53,7 +54,7 @@ test: setup  ## all tests, real models included; PYTEST_ARGS='-k name' narrows
 fuzz: setup  ## hostile inputs for every parser of files from outside; INPUTS=1000000 for each
 	$(BIN)/python tests/fuzz/run.py --inputs $(INPUTS)
 
-check: lint types sizes rules warnings  ## style, types, sizes, import direction, public names, C++ warnings
+check: lint types sizes rules warnings clang windows  ## style, types, sizes, import direction, public names, C++ warnings
 
 lint: $(VENV)/.stamp
 	$(BIN)/ruff check --quiet
@@ -68,10 +69,57 @@ sizes: $(VENV)/.stamp  ## lines of every source file against the budgets
 rules: $(VENV)/.stamp
 	$(BIN)/python -m pytest -q tests/test_imports.py tests/test_public.py
 
-# All targets of this processor family, also those that it cannot run, optimised (many warnings need the optimiser).
+# $(call core,FOLDER,OPTIONS): configure and build libraries and runners in build/FOLDER. All targets of the processor
+# family, also those that this machine cannot run, and optimised unless OPTIONS say otherwise: many warnings need it.
+core = $(CMAKE) -S . -B build/$(1) $(GENERATOR) -DLATTICE_WERROR=ON -DLATTICE_RUNNER=ON $(2) >/dev/null && \
+	$(CMAKE) --build build/$(1) -- --quiet
+
 warnings: $(VENV)/.stamp
-	@$(CMAKE) -S . -B build/warnings $(GENERATOR) -DLATTICE_WERROR=ON -DLATTICE_RUNNER=ON >/dev/null
-	$(CMAKE) --build build/warnings -- --quiet
+	@echo "the native core with $$($${CXX:-c++} --version | head -n 1)"
+	@$(call core,warnings)
+	@if test "$$(uname)" = Linux; then $(BIN)/python tools/exports.py objdump build/warnings/*.so; fi
+
+# Compilers that a developer may not have: one line says what was left out. CI has them all.
+clang: $(VENV)/.stamp
+	@if command -v clang++ >/dev/null; then \
+		echo "the native core with $$(clang++ --version | head -n 1)"; \
+		$(call core,clang,-DCMAKE_CXX_COMPILER=clang++); \
+	else echo "not compiled with Clang: clang++ is missing (Debian: clang)"; fi
+
+# For Windows. Debian keeps two variants apart; only the one with POSIX threads has std::thread in GCC 12.
+MINGW ?= $(firstword $(foreach c,x86_64-w64-mingw32-g++-posix x86_64-w64-mingw32-g++,$(shell command -v $(c))))
+
+windows: $(VENV)/.stamp
+	@if test -n "$(MINGW)"; then \
+		echo "the native core for Windows with $$($(MINGW) --version | head -n 1)"; \
+		$(call core,windows,-DCMAKE_SYSTEM_NAME=Windows -DCMAKE_SYSTEM_PROCESSOR=x86_64 -DCMAKE_CXX_COMPILER=$(MINGW)) && \
+		$(BIN)/python tools/exports.py x86_64-w64-mingw32-objdump build/windows/*.dll; \
+	else echo "not compiled for Windows: x86_64-w64-mingw32-g++ is missing (Debian: g++-mingw-w64-x86-64-posix)"; fi
+
+# Every op's samples and every weight format, for the runner of tests/native: the kernels without Python.
+CASES := build/native_cases.bin
+cases: $(VENV)/.stamp
+	@$(BIN)/python tests/native_cases.py $(CASES)
+
+# The core for 64-bit ARM, and all cases on an emulated processor.
+ARM := aarch64-linux-gnu
+check-arm: cases  ## the kernels for 64-bit ARM, under qemu
+	@missing=; \
+	command -v $(ARM)-g++ >/dev/null || missing="$$missing g++-$(ARM)"; \
+	command -v qemu-aarch64 >/dev/null || missing="$$missing qemu-user"; \
+	test -z "$$missing" || { echo "make: check-arm needs the Debian packages$$missing" >&2; exit 1; }
+	@echo "the native core with $$($(ARM)-g++ --version | head -n 1)"
+	@$(call core,arm,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM)-g++)
+	@$(BIN)/python tools/exports.py $(ARM)-objdump build/arm/*.so
+	@for target in scalar neon; do \
+		qemu-aarch64 -cpu max -L /usr/$(ARM) build/arm/lattice_runner_$$target $(CASES) || exit 1; done
+
+# All cases with every access to memory and every undefined operation watched. AVX-512 would need a machine that has it.
+MACHINE := $(shell uname -m)
+SANITIZED := scalar $(if $(filter x86_64 amd64,$(MACHINE)),avx2) $(if $(filter aarch64 arm64,$(MACHINE)),neon)
+sanitize: cases  ## the kernels under the address and undefined-behaviour sanitizers
+	@$(call core,sanitize,-DLATTICE_SANITIZE=ON -DLATTICE_TARGETS="$$(echo $(SANITIZED) | tr ' ' ';')")
+	@for target in $(SANITIZED); do build/sanitize/lattice_runner_$$target $(CASES) || exit 1; done
 
 wheel: $(VENV)/.stamp  ## the wheel that users install, built from nothing and checked
 	rm -rf build/wheel

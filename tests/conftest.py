@@ -38,15 +38,9 @@ def real_model() -> Callable[[str], Path]:
     return resolve
 
 
-def runnable_targets() -> list[str]:
-    """Return the CPU targets that are installed and that this processor runs, the portable one first."""
-    from lattice.backends.cpu import best_target, targets
-
-    order = ["scalar", "avx2", "avx512"] if best_target() != "neon" else ["scalar", "neon"]
-    return [name for name in order[: order.index(best_target()) + 1] if name in targets()]
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test that names `cpu_target` on each target of this machine."""
     if "cpu_target" in metafunc.fixturenames:
+        from lattice.backends.cpu import runnable_targets
+
         metafunc.parametrize("cpu_target", runnable_targets())

@@ -15,17 +15,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from op_harness import case, eager, rounded_to_8_bits, sampled_ops, samples, tolerance
+from op_harness import (
+    BLOCK_FORMATS,
+    FORMATS,
+    case,
+    eager,
+    fitting,
+    random_blocks,
+    rounded_to_8_bits,
+    sampled_ops,
+    samples,
+    tolerance,
+)
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu.native import COUNTS, DTYPES, ROWS, TILES
 from lattice.backends.cpu.plan import STORAGE, _flat_arguments, _parameters
 from lattice.backends.cpu.weights import _uses
 from lattice.dtypes import BY_NAME, F32, Array, dense, encode
-from lattice.ops import REGISTRY, Draw, Op, Sample, Symbol
+from lattice.ops import REGISTRY, Draw, Drawn, Op, Sample, Symbol
 
 TRAINING_ONLY = {"cross_entropy"}  # its native kernels come with training
-FORMATS = [name for name in DTYPES if name not in ("i32", "i64")]  # of weights with kernels
 SPARE = 2  # rows of capacity beyond the true count, which no kernel may touch
 ABSENT = struct.pack("<4i4q", 0, ROWS, -1, 0, 1, 1, 1, 1) + struct.pack("<iq", -1, -1)
 
@@ -43,32 +53,38 @@ def cases() -> Iterator[bytes]:
 
 def products() -> Iterator[bytes]:
     """Yield `linear` with every weight format; block formats see activations rounded to 8 bits."""
-    op, random = REGISTRY["linear"], np.random.default_rng(0)
-    for dtype in FORMATS:
+    random = np.random.default_rng(0)
+    for dtype in map(BY_NAME.__getitem__, FORMATS):
         for n, k in ((33, 64), (1, 32), (100, 288)):
-            k = k * BY_NAME[dtype].block // 32 if BY_NAME[dtype].block > 32 else k
-            weight = encode(random.normal(size=(n, k)).astype(np.float32), BY_NAME[dtype])
-            for rows in (1, 2, 3, 5, 7, 40):
-                draw = Draw(rows)
-                sample = draw.sample(draw.rows(rows, k), draw.weight(n, k))
-                x = sample.args[0].value
-                seen = rounded_to_8_bits(x) if weight.dtype.block > 1 else x
-                wanted = seen.astype(np.float64) @ dense(weight).astype(np.float64).T
-                yield pack(f"linear {dtype} {n}x{k}, {rows} rows", op, sample, {"a1": weight}, [wanted])
+            weight = encode(random.normal(size=(n, fitting(dtype, k))).astype(np.float32), dtype)
+            for rows in (1, 2, 3, 5, 7, 40) if n < 100 else (1, 7):
+                yield product(weight, Draw(rows).rows(rows, weight.shape[1]), f"{n}x{k}, {rows} rows")
+    for dtype in map(BY_NAME.__getitem__, BLOCK_FORMATS):
+        weight = random_blocks(dtype, 19, 3)  # the ends of integers and factors, and the largest sums
+        x = np.ones((4, weight.shape[1]), np.float32)
+        x[1], x[2, ::2], x[3] = -1, -1, random.uniform(-1, 1, x.shape[1])
+        yield product(weight, Drawn("input", x, "T"), "of every bit pattern")
+
+
+def product(weight: Array, x: Drawn, label: str) -> bytes:
+    """Return one case of `linear`."""
+    draw = Draw()
+    seen = rounded_to_8_bits(x.value) if weight.dtype.block > 1 else x.value
+    wanted = seen.astype(np.float64) @ dense(weight).astype(np.float64).T
+    sample = draw.sample(x, draw.weight(*weight.shape))
+    return pack(f"linear {weight.dtype.name} {label}", REGISTRY["linear"], sample, {"a1": weight}, [wanted])
 
 
 def tables() -> Iterator[bytes]:
     """Yield `embedding` of every weight format, as a table of its own and as the tiles of a tied head."""
     op, draw = REGISTRY["embedding"], Draw()
-    for dtype in FORMATS:
+    for dtype in map(BY_NAME.__getitem__, FORMATS):
         for vocab, n in ((17, 32), (40, 288)):
-            n = max(n, BY_NAME[dtype].block)
-            sample = draw.sample(draw.weight(vocab, n), draw.ids(9, vocab))
-            table = encode(sample.args[0].value, BY_NAME[dtype])
+            sample = draw.sample(draw.weight(vocab, fitting(dtype, n)), draw.ids(9, vocab))
+            table = encode(sample.args[0].value, dtype)
             wanted = dense(table)[sample.args[1].value]
             for use in ("table", "product"):
-                label = f"embedding {dtype} {vocab}x{n} as {use}"
-                yield pack(label, op, sample, {"a0": table}, [wanted], use)
+                yield pack(f"embedding {dtype.name} {vocab}x{n} as {use}", op, sample, {"a0": table}, [wanted], use)
 
 
 def pack(

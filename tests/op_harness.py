@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lattice.backends._backend import Capacity
-from lattice.dtypes import DType
+from lattice.dtypes import Array, DType
 from lattice.ops import REGISTRY, Draw, Drawn, Op, Sample
 from lattice.program import Program
 from lattice.step import Sampling, Step
@@ -130,6 +130,17 @@ def tolerance(name: str) -> float:
     """Return how far an op's kernel may be from the reference; what only moves values may not be at all."""
     known = {"activation": 2e-6, "add": 0, "mul": 0, "take_rows": 0, "embedding": 0, "append_kv": 0}
     return known.get(name, 1e-5)
+
+
+def random_blocks(dtype, rows, blocks):
+    """Return an Array of random bytes but for its f16 numbers, which are about 1 in magnitude."""
+    random = np.random.default_rng(dtype.nbytes)
+    data = random.integers(0, 256, (rows, blocks, dtype.nbytes), dtype=np.uint8)
+    data[:2, :, :] = np.array([0, 255], np.uint8)[:, None, None]
+    for at in (208,) if dtype.name == "q6_k" else (0, 2) if dtype.name in ("q4_1", "q5_1", "q4_k", "q5_k") else (0,):
+        halves = (random.uniform(0.5, 1, (rows, blocks, 1)) * random.choice([-1, 1], (rows, blocks, 1))).astype("<f2")
+        data[:, :, at : at + 2] = halves.view(np.uint8)
+    return Array(data, dtype, (rows, blocks * dtype.block))
 
 
 def rounded_to_8_bits(x):

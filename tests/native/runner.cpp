@@ -1,6 +1,6 @@
 // Runs recorded cases of kernels against one target, linked directly: for sanitizers and for emulated processors.
 //
-//   runner CASES [THREADS]      prints what failed and how many cases ran; exit status 1 when one failed, 2 for a bad file
+//   runner CASES [THREADS]      prints what failed and how many cases ran; exit status 1 if one failed, 2: a bad file
 //
 // Before the cases it hands the ABI arguments that it must refuse. tests/native_cases.py writes the cases.
 //
@@ -182,7 +182,8 @@ Memory fill(void* pool, const Tensor& t, const char* contents, int64_t size) {
 }
 
 // One plan of one record, run once; the message of a failure.
-std::string run_record(void* pool, int32_t kernel, const std::vector<Tensor>& tensors, const Case& c, const int32_t* counts) {
+std::string run_record(void* pool, int32_t kernel, const std::vector<Tensor>& tensors, const Case& c,
+                       const int32_t* counts) {
   const lattice::Record record{kernel, int32_t(tensors.size()), int32_t(c.parameters.size()), 0, tensors.data(),
                                c.parameters.data()};
   void* plan = lattice_plan_new(pool, &record, 1);
@@ -222,7 +223,7 @@ std::string run_alone(void* pool, int32_t kernel, const Case& c, int32_t row) {
   return wrong;
 }
 
-std::string run(void* pool, Case& c) {
+std::string run_checked(void* pool, Case& c) {
   const int32_t kernel = lattice_kernel(c.op.c_str());
   if (kernel < 0) return "no kernel";
   std::vector<Memory> memory;
@@ -246,8 +247,17 @@ std::string run(void* pool, Case& c) {
   for (size_t i = inputs; i < c.tensors.size() && wrong.empty(); ++i)
     wrong = compare(c, i, static_cast<const char*>(c.tensors[i].data));
   if (has_separate_rows(c))
-    for (int32_t row = 0; row < c.counts[0] && wrong.empty(); row += row < 7 ? 1 : 19) wrong = run_alone(pool, kernel, c, row);
+    for (int32_t row = 0; row < c.counts[0] && wrong.empty(); row += row < 7 ? 1 : 19)
+      wrong = run_alone(pool, kernel, c, row);
   return wrong;
+}
+
+std::string run(void* pool, Case& c) {
+  try {
+    return run_checked(pool, c);
+  } catch (const std::exception& error) {
+    return error.what();
+  }
 }
 
 // Arguments that the ABI must refuse, with a message.
@@ -259,13 +269,15 @@ int refusals(void* pool) {
     std::printf("FAILED to refuse %s\n", what);
   };
   float memory[64] = {};
-  constexpr int32_t f32 = int32_t(DType::f32), i32 = int32_t(DType::i32), q8_0 = int32_t(DType::q8_0);
+  constexpr int32_t f32 = int32_t(DType::f32), i32 = int32_t(DType::i32);
+  constexpr int32_t q8_0 = int32_t(DType::q8_0), q4_k = int32_t(DType::q4_k);
   refused("a name without a kernel", lattice_kernel("no such op") < 0);
   refused("a pool of no threads", !lattice_pool_new(0));
   refused("a pool of 10^6 threads", !lattice_pool_new(1000000));
   refused("to tile an integer matrix", lattice_tile(pool, i32, memory, i32, 2, 2, memory) < 0);
   refused("to tile an unknown dtype", lattice_tile(pool, 999, memory, -7, 2, 2, memory) < 0);
   refused("to tile half a block", lattice_tile(pool, q8_0, memory, q8_0, 1, 16, memory) < 0);
+  refused("to tile an eighth of a block", lattice_tile(pool, q4_k, memory, q4_k, 1, 32, memory) < 0);
   refused("to tile no rows", lattice_tile(pool, f32, memory, f32, 0, 2, memory) < 0);
   refused("to tile -1 columns", lattice_tile(pool, f32, memory, f32, 2, -1, memory) < 0);
   refused("to tile f32 as blocks", lattice_tile(pool, f32, memory, q8_0, 1, 32, memory) < 0);

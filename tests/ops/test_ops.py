@@ -12,17 +12,18 @@ from op_harness import (
     close,
     eager,
     fitting,
+    random_blocks,
     rounded_to_8_bits,
     run,
     sampled_ops,
     samples,
     tolerance,
-)  # fmt: skip
+)
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.reference import ReferenceBackend
-from lattice.dtypes import BY_NAME, Array, dense, encode
+from lattice.dtypes import BY_NAME, dense, encode
 from lattice.errors import LatticeError
 from lattice.ops import REGISTRY, Draw, Drawn, append_kv, embedding, paged_attention
 from lattice.program import trace
@@ -130,17 +131,6 @@ def test_products_of_every_bit_pattern(dtype, cpu_target):
     made = case(op, Draw().sample(Drawn("input", x, "T"), Draw().weight(*stored.shape)))
     got = run(backend, made, {"a1": stored})[0][0]
     assert close(got, rounded_to_8_bits(x).astype(np.float64) @ dense(stored).astype(np.float64).T, 1e-5)
-
-
-def random_blocks(dtype, rows, blocks):
-    """Return an Array of random bytes but for its f16 numbers, which are about 1 in magnitude."""
-    random = np.random.default_rng(dtype.nbytes)
-    data = random.integers(0, 256, (rows, blocks, dtype.nbytes), dtype=np.uint8)
-    data[:2, :, :] = np.array([0, 255], np.uint8)[:, None, None]
-    for at in (208,) if dtype.name == "q6_k" else (0, 2) if dtype.name in ("q4_1", "q5_1", "q4_k", "q5_k") else (0,):
-        halves = (random.uniform(0.5, 1, (rows, blocks, 1)) * random.choice([-1, 1], (rows, blocks, 1))).astype("<f2")
-        data[:, :, at : at + 2] = halves.view(np.uint8)
-    return Array(data, dtype, (rows, blocks * dtype.block))
 
 
 @pytest.mark.parametrize("dtype", FORMATS)

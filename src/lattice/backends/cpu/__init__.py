@@ -8,14 +8,17 @@ from functools import cache
 import numpy as np
 
 from lattice.backends._backend import Backend, Capacity
-from lattice.backends.cpu.native import best_target, core, cores, targets
+from lattice.backends.cpu.native import best_target, core, cores, runnable_targets, targets
 from lattice.backends.cpu.plan import STORAGE, CpuPlan, run_plans
 from lattice.backends.cpu.weights import CpuWeights, load_weights
 from lattice.dtypes import Array
 from lattice.ops import REGISTRY
 from lattice.program import Program, fuse
 
-__all__ = ["CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "run_plans", "targets"]
+__all__ = [
+    "CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "run_plans", "runnable_targets",
+    "targets",
+]  # fmt: skip
 
 
 class CpuBackend(Backend):

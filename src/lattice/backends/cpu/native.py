@@ -26,6 +26,7 @@ DTYPES = {
 WEIGHT_DTYPES = DTYPES.keys() - {"i32", "i64"}  # those that products and tables read as they are
 COUNTS = {"T": 0, "R": 1, "S": 2}
 ROWS, TILES = 0, 1
+FAMILIES = (("scalar", "avx2", "avx512"), ("scalar", "neon"))  # a processor that runs a target runs those before it
 
 
 class Tensor(Structure):
@@ -70,11 +71,17 @@ def targets() -> list[str]:
     return sorted(path.name[len("liblattice_") : -len(SUFFIX)] for path in _folder().glob(f"liblattice_*{SUFFIX}"))
 
 
+def runnable_targets() -> list[str]:
+    """Return the installed targets that this processor runs, the portable one first and the fastest last."""
+    best = library("scalar").lattice_best_target().decode()
+    family = next(family for family in FAMILIES if best in family)
+    return [target for target in family[: family.index(best) + 1] if target in targets()]
+
+
 @cache
 def best_target() -> str:
     """Return the fastest installed target that this processor runs."""
-    best = library("scalar").lattice_best_target().decode()
-    return best if best in targets() else "scalar"
+    return runnable_targets()[-1]
 
 
 def _folder() -> Path:

@@ -74,7 +74,7 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
 
 // ---- block weights, quantised activations ------------------------------------------------------------------------
 
-// Scale and minimum of the rows of one vector for group g of a tile; p: the tile's head, moved to the vector's rows of f16.
+// Scale and minimum of the rows of one vector for group g of a tile; p: the tile's head, moved to the vector's rows.
 template <DType D> LATTICE_INLINE vf scale_of(const uint8_t* p, const int8_t* factors, int g) {
   const auto* halves = reinterpret_cast<const uint16_t*>(p);
   if constexpr (format(D).super()) return load_f16(halves) * load_i8(factors + panel_rows * g);

@@ -2,8 +2,8 @@
 //
 //   sum[v][t](lane) = sum over the group's k of (w[row of lane][k] - offset) * q[t][k]    as a float
 //
-// A lane is a row: four bytes of k, a unit, lie in each 32-bit lane of a weight vector (tiles.h); the same four bytes of
-// an activation are broadcast to all lanes. What a format means is written here once; how a target multiplies bytes is
+// A lane is a row: four bytes of k, a unit, lie in each 32-bit lane of a weight vector (tiles.h); the same four of an
+// activation are broadcast to all lanes. What a format means is written here once; how a target multiplies bytes is
 // written in the one file that is included below, which defines:
 //
 //   record_tokens          tokens of one call at most, the best number for its registers (it divides 12)
@@ -55,14 +55,16 @@ template <int N, class Body> LATTICE_INLINE void repeat(Body&& body) {
 
 namespace lattice {
 
-// How a group of weights of so many bits lies in its vectors, 64 bytes apart. Step i yields `units` vectors of bytes,
+// How a group of weights of so many bits (tiles.h) lies in its vectors, 64 bytes apart. Step i yields `units` vectors of bytes,
 // the j-th of them unit(i, j) of the group.
 template <int bits> struct Unpack;
 
 template <> struct Unpack<8> {   // 8 vectors: vector i is unit i
   static constexpr int steps = 8, units = 1;
   static constexpr int unit(int i, int) { return i; }
-  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[1]) { out[0] = load_bytes(w + 64 * i); }
+  template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[1]) {
+    out[0] = load_bytes(w + 64 * i);
+  }
 };
 
 template <> struct Unpack<4> {   // 4 vectors: low nibbles of vector i are unit i, high ones unit i + 4
@@ -75,30 +77,29 @@ template <> struct Unpack<4> {   // 4 vectors: low nibbles of vector i are unit 
   }
 };
 
-template <> struct Unpack<5> {   // the 4 vectors of 4 bits, then one whose bit u is the fifth bit of unit u
+template <> struct Unpack<5> {   // 5 vectors: low 5 bits of vector i are unit i; units 5 to 7 are in the bits left over
   static constexpr int steps = 4, units = 2;
-  static constexpr int unit(int i, int j) { return i + 4 * j; }
+  static constexpr int unit(int i, int j) { return 2 * i + j; }
   template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[2]) {
-    Unpack<4>::step<i>(w, out);
-    const Bytes fifth = load_bytes(w + 256);
-    out[0] = out[0] | only<16>(up<4 - i>(fifth));
-    out[1] = out[1] | only<16>(down<i>(fifth));
+    auto load = [=](int n) __attribute__((always_inline)) { return load_bytes(w + 64 * n); };
+    out[0] = only<31>(load(2 * i < 5 ? 2 * i : 0));
+    out[1] = only<31>(load(2 * i + 1 < 5 ? 2 * i + 1 : 0));
+    if constexpr (i == 2) out[1] = only<7>(down<5>(load(0))) | only<24>(down<3>(load(1)));
+    if constexpr (i == 3) {
+      out[0] = only<7>(down<5>(load(2))) | only<24>(down<3>(load(3)));
+      out[1] = only<7>(down<5>(load(4))) | only<8>(down<2>(load(1))) | only<16>(down<1>(load(3)));
+    }
   }
 };
 
-template <> struct Unpack<6> {   // 16 k: 2 vectors with units 2i and 2i + 1; one with their high bits, unit u at 2 * u
+template <> struct Unpack<6> {   // 16 k, 3 vectors: low 6 bits of vector i are unit i; unit 3 is in the bits left over
   static constexpr int steps = 2, units = 2;
   static constexpr int unit(int i, int j) { return 2 * i + j; }
   template <int i> static LATTICE_INLINE void step(const uint8_t* w, Bytes (&out)[2]) {
-    Unpack<4>::step<i>(w, out);
-    const Bytes high = load_bytes(w + 128);
-    if constexpr (i == 0) {
-      out[0] = out[0] | only<48>(up<4>(high));
-      out[1] = out[1] | only<48>(up<2>(high));
-    } else {
-      out[0] = out[0] | only<48>(high);
-      out[1] = out[1] | only<48>(down<2>(high));
-    }
+    auto load = [=](int n) __attribute__((always_inline)) { return load_bytes(w + 64 * n); };
+    out[0] = only<63>(load(2 * i));
+    if constexpr (i == 0) out[1] = only<63>(load(1));
+    else out[1] = only<3>(down<6>(load(0))) | only<12>(down<4>(load(1))) | only<48>(down<2>(load(2)));
   }
 };
 

@@ -1,6 +1,7 @@
 // dot.h on AVX2. vpmaddubsw: two u8 x s8 products added in an i16, which saturates: 32767 holds eight times two
 // products of nibbles (8 * 2 * 15 * 127 = 30480), four of 5 bits (31496), two of 6 bits (32004). Before it could, the
-// pairs are widened into an i32. Whole bytes are |w| times q with the sign of w: 2 * 128 * 127 = 32512, widened at once.
+// pairs are widened into an i32. Whole bytes are |w| times q with the sign of w: 2 * 128 * 127 = 32512, so widened at
+// once.
 #pragma once
 #include "quantise.h"
 
@@ -49,7 +50,10 @@ template <int bits> struct Sum {
   template <int i> LATTICE_INLINE void add(Bytes w, Four q) {
     const __m256i product = _mm256_maddubs_epi16(w.v, q.v);
     pairs = keep(i % run ? _mm256_add_epi16(pairs, product) : product);
-    if constexpr (i % run == run - 1) sum = i < run ? widen_pairs(pairs) : keep(_mm256_add_epi32(sum, widen_pairs(pairs)));
+    if constexpr (i % run == run - 1) {
+      const __m256i fours = widen_pairs(pairs);
+      sum = i < run ? fours : keep(_mm256_add_epi32(sum, fours));
+    }
   }
   LATTICE_INLINE vf total(Whole seed) const { return {_mm256_cvtepi32_ps(_mm256_add_epi32(sum, seed.v))}; }
 };

@@ -7,6 +7,8 @@
 
 namespace lattice {
 
+constexpr int record_tokens = 4;   // 8 integer sums of a panel in 16 of the 32 registers, the activations in 8
+
 struct Bytes { uint8x16_t low, high; };
 LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return {vld1q_u8(p), vld1q_u8(p + 16)}; }
 template <int m> LATTICE_INLINE Bytes only(Bytes a) {

@@ -8,7 +8,9 @@
 
 #if defined(_WIN32)
 #define WIN32_LEAN_AND_MEAN
+#if !defined(NOMINMAX)   // MinGW's standard library defines it
 #define NOMINMAX
+#endif
 #include <malloc.h>
 #include <windows.h>
 #else

@@ -32,7 +32,7 @@ uint32_t unit_at(const uint8_t* p) {
 // what happens to one byte of it happens to all: shifts bring in bits of a neighbour, which a mask removes.
 struct Block {
   uint16_t scale, minimum;   // f16
-  int8_t factor[16];         // k-quants: of the scale of each group; from [8] on those of the minimum, where there is one
+  int8_t factor[16];         // k-quants: of the scale of each group; from [8] on of the minimum, where there is one
   uint32_t unit[64];         // integers, unsigned
 };
 constexpr uint32_t all(uint32_t byte) { return byte * 0x01010101u; }
@@ -110,31 +110,39 @@ struct Place {
 
 // The units of one group from and to its vectors, of which p is the row's part; see tiles.h.
 void read_group(const uint8_t* p, int bits, uint32_t* unit) {
-  if (bits == 8)
-    for (int u = 0; u < 8; u++) unit[u] = unit_at(p + 64 * u);
-  else if (bits == 6)
-    for (int u = 0; u < 4; u++)
-      unit[u] = (unit_at(p + 64 * (u / 2)) >> (u % 2 * 4) & all(15)) | (unit_at(p + 128) >> 2 * u & all(3)) << 4;
-  else
-    for (int u = 0; u < 8; u++) {
-      unit[u] = unit_at(p + 64 * (u % 4)) >> (u / 4 * 4) & all(15);
-      if (bits == 5) unit[u] |= (unit_at(p + 256) >> u & all(1)) << 4;
-    }
+  auto field = [&](int vector, int from, int count) {
+    return unit_at(p + 64 * vector) >> from & all((1u << count) - 1);
+  };
+  const int whole = bits == 4 ? 4 : bits == 6 ? 3 : bits;   // units that start in a vector of their own
+  for (int u = 0; u < whole; u++) unit[u] = field(u, 0, bits);
+  if (bits == 4)
+    for (int u = 4; u < 8; u++) unit[u] = field(u - 4, 4, 4);
+  if (bits == 5) {
+    unit[5] = field(0, 5, 3) | field(1, 6, 2) << 3;
+    unit[6] = field(2, 5, 3) | field(3, 6, 2) << 3;
+    unit[7] = field(4, 5, 3) | field(1, 5, 1) << 3 | field(3, 5, 1) << 4;
+  }
+  if (bits == 6) unit[3] = field(0, 6, 2) | field(1, 6, 2) << 2 | field(2, 6, 2) << 4;
 }
 void write_group(const uint32_t* unit, int bits, uint8_t* p) {
-  auto put = [&](int vector, uint32_t value) { std::memcpy(p + 64 * vector, &value, 4); };
-  uint32_t high = 0;
-  if (bits == 8) {
-    for (int u = 0; u < 8; u++) put(u, unit[u]);
-  } else if (bits == 6) {
-    for (int u = 0; u < 4; u++) high |= (unit[u] >> 4 & all(3)) << 2 * u;
-    for (int i = 0; i < 2; i++) put(i, (unit[2 * i] & all(15)) | (unit[2 * i + 1] & all(15)) << 4);
-    put(2, high);
-  } else {
-    for (int u = 0; u < 8; u++) high |= (unit[u] >> 4 & all(1)) << u;
-    for (int i = 0; i < 4; i++) put(i, (unit[i] & all(15)) | (unit[i + 4] & all(15)) << 4);
-    if (bits == 5) put(4, high);
+  auto field = [&](int u, int from, int count) { return unit[u] >> from & all((1u << count) - 1); };
+  auto put = [&](int vector, uint32_t high) {
+    const uint32_t value = unit[vector] | high;
+    std::memcpy(p + 64 * vector, &value, 4);
+  };
+  if (bits == 8)
+    for (int u = 0; u < 8; u++) put(u, 0);
+  if (bits == 4)
+    for (int u = 0; u < 4; u++) put(u, unit[u + 4] << 4);
+  if (bits == 5) {
+    put(0, field(5, 0, 3) << 5);
+    put(1, field(7, 3, 1) << 5 | field(5, 3, 2) << 6);
+    put(2, field(6, 0, 3) << 5);
+    put(3, field(7, 4, 1) << 5 | field(6, 3, 2) << 6);
+    put(4, field(7, 0, 3) << 5);
   }
+  if (bits == 6)
+    for (int u = 0; u < 3; u++) put(u, field(3, 2 * u, 2) << 6);
 }
 
 void read_tile_block(const uint8_t* panel, DType dtype, int r, int64_t b, Block& to) {

@@ -8,8 +8,9 @@
 // scale; a unit is 4 values of k. A group's vectors, by bits (dot.h unpacks them):
 //   8  group of 32: vector j = unit j
 //   4  group of 32: vector j = low nibbles unit j, high nibbles unit j + 4
-//   5  group of 32: the 4 vectors of 4 bits; one whose bit u is the fifth bit of unit u
-//   6  group of 16: vector j = low nibbles unit 2j, high nibbles unit 2j + 1; one with the high bits of unit u at 2u
+//   5  group of 32: vector j = low 5 bits unit j, j < 5; its high 3 bits, from the lowest, are bits of units 5 to 7:
+//        5.0 5.1 5.2 (vector 0), 7.3 5.3 5.4 (1), 6.0 6.1 6.2 (2), 7.4 6.3 6.4 (3), 7.0 7.1 7.2 (4)
+//   6  group of 16: vector j = low 6 bits unit j, j < 3; its high 2 bits: unit 3 bits 2j, 2j + 1
 //
 // A tile is a head and the vectors of its groups, in order of k:
 //   q8_0 q4_0 q5_0       64 k; head: f16 scale[2 groups][16 rows]
