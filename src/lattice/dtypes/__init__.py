@@ -2,7 +2,7 @@
 
 plain.py      f32 f16 bf16 f64 i8 i16 i32 i64 u8
 blocks.py     q4_0 q4_1 q5_0 q5_1 q8_0 (read and written), q8_1
-kquants.py    q2_k q3_k q4_k q5_k q6_k q8_k
+kquants.py    q4_k q5_k q6_k (read and written), q2_k q3_k q8_k
 others.py     iq4_nl iq4_xs mxfp4 nvfp4 tq1_0 tq2_0
 codebooks.py  iq1_s iq1_m iq2_xxs iq2_xs iq2_s iq3_xxs iq3_s
 """

@@ -55,8 +55,8 @@ template <int N, class Body> LATTICE_INLINE void repeat(Body&& body) {
 
 namespace lattice {
 
-// How a group of weights of so many bits (tiles.h) lies in its vectors, 64 bytes apart. Step i yields `units` vectors of bytes,
-// the j-th of them unit(i, j) of the group.
+// How a group of weights of so many bits (tiles.h) lies in its vectors, 64 bytes apart. Step i yields `units` vectors of
+// bytes, the j-th of them unit(i, j) of the group.
 template <int bits> struct Unpack;
 
 template <> struct Unpack<8> {   // 8 vectors: vector i is unit i
@@ -103,7 +103,10 @@ template <> struct Unpack<6> {   // 16 k, 3 vectors: low 6 bits of vector i are 
   }
 };
 
-// What undoes the offset of weights stored unsigned, for the whole record or for its half 0 or 1.
+// What undoes the offset of weights stored unsigned, for the whole record or for its half 0 or 1. Signed weights would
+// need a sign or a subtraction per vector, and targets that multiply unsigned bytes could not take them at all; a seed
+// is made once per token and group, and starts a sum that has to start from something. The rare ones (16 and 32) come
+// from the sums of the halves with one more operation, so that records grow by 4 bytes only.
 template <int offset, int half> LATTICE_INLINE Whole seed(const Quantised& x) {
   if constexpr (offset == 0) return whole(0);
   else if constexpr (offset == 8) return whole(x.minus_8);
