@@ -59,7 +59,7 @@ def test_list(cli, home, result_of):
     printed = cli("list").stdout
     assert "minilm" in printed and "6 B" in printed and "\x1b" not in printed
     rest = printed.partition("can be fetched by name")[2]
-    assert "smollm2-135m" in rest and "minilm" not in rest
+    assert "smollm2-135m" in rest and "\nminilm " not in rest
     assert max(map(len, printed.splitlines())) <= 100
 
 

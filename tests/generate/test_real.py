@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import runnable_targets
 from small_models import draw_tokens
 
 import lattice
-from lattice.backends.cpu import CpuBackend
+from lattice.backends.cpu import CpuBackend, runnable_targets
 from lattice.generate import LanguageModel
 from lattice.generate.sampling import SamplingSettings
 from lattice.models import family

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import runnable_targets
 from op_harness import FORMATS, case, fitting, run, sampled_ops, samples
 
-from lattice.backends.cpu import CpuBackend
+from lattice.backends.cpu import CpuBackend, runnable_targets
 from lattice.dtypes import BY_NAME, encode
 from lattice.ops import REGISTRY, Draw
 

@@ -49,6 +49,16 @@ def test_ids_equal_transformers_though_the_file_truncates_and_pads(wordpiece: To
     assert [wordpiece.encode(text) for text in GOLDEN["strings"]] == GOLDEN["ids"]
 
 
+def test_special_tokens_in_a_text_are_text_when_asked(wordpiece: Tokenizer) -> None:
+    text = "the [SEP] file"
+    assert wordpiece.encode(text).count(3) == 2
+    literal = wordpiece.encode(text, parse_special=False)
+    assert literal.count(3) == 1 and literal[-1] == 3 and len(literal) > len(wordpiece.encode(text))
+    assert wordpiece.encode(text, False, parse_special=False) == literal[1:-1]
+    assert wordpiece.encode_batch([text, "the file"], parse_special=False) == [literal, wordpiece.encode("the file")]
+    assert wordpiece.encode(text).count(3) == 2  # the other reading stays as it was
+
+
 def test_cut_as_transformers_cuts(wordpiece: Tokenizer) -> None:
     rows, truncated = wordpiece.encode_truncated(GOLDEN["strings"], 9)
     assert rows == GOLDEN["cut"]
@@ -178,6 +188,7 @@ def test_missing_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         load_tokenizer(write(tmp_path, {"model": BPE}))
 
 
+@pytest.mark.filterwarnings("ignore::lattice.errors.LatticeWarning")  # an id that moved is only a warning
 @settings(max_examples=80, deadline=None)
 @given(st.integers(0, 400), st.binary(min_size=1, max_size=6))
 def test_a_damaged_file_opens_or_is_a_format_error(

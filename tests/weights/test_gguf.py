@@ -19,7 +19,7 @@ from .conftest import gguf_entry, gguf_string, ones, raw_gguf
 SCALARS = st.one_of(
     st.booleans(),
     st.integers(-(2**63), 2**64 - 1),
-    st.floats(width=32, allow_nan=False),
+    st.floats(width=32, allow_nan=False, allow_infinity=False),
     st.text(max_size=20),
 )
 

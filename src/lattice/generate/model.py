@@ -218,6 +218,7 @@ class LanguageModel:
     ) -> Perplexity:
         """Return the perplexity with error and counts; `progress(done, windows)` hears."""
         tokenizer = self.tokenizer
-        tokens = self.engine.check(tokenizer.encode(text), "perplexity")
+        # A text that is measured is data: "<unk>" in it is five characters, as for llama.cpp.
+        tokens = self.engine.check(tokenizer.encode(text, parse_special=False), "perplexity")
         bos = tokenizer.bos if self._texts.adds_bos else None
         return measure(self.engine, tokens, context=context, chunks=chunks, bos=bos, progress=progress)

@@ -18,7 +18,7 @@ def gguf_config(architecture: str, metadata: Mapping[str, Any], tensors: Mapping
         "hidden_size": get("embedding_length"), "intermediate_size": get("feed_forward_length"),
         "num_hidden_layers": get("block_count"), "num_attention_heads": get("attention.head_count"),
         "num_key_value_heads": get("attention.head_count_kv"),
-        "head_dim": get("attention.key_length") or get("embedding_length") // get("attention.head_count"),
+        "head_dim": get("attention.key_length") or get("embedding_length") // max(1, get("attention.head_count")),
         "max_position_embeddings": get("context_length"), "rms_norm_eps": get("attention.layer_norm_rms_epsilon"),
         "rope_theta": get("rope.freq_base"), "rope_scaling": gguf_rope_scaling(architecture, metadata),
         "tie_word_embeddings": "output.weight" not in tensors, "attention_bias": "blk.0.attn_q.bias" in tensors,

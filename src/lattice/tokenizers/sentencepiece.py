@@ -189,12 +189,13 @@ class Encoder:
         fallback = [places[_byte(value)] for value in range(256)] if byte_fallback else []
         self.unigram = Unigram([(n, text, _float32(score)) for n, text, score in pieces], user, unknown, fallback)
 
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of each text."""
+    def encode(self, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
+        """Return the ids of each text; special tokens written in it are text unless `parse_special`."""
         rows: list[list[int]] = [[] for _ in texts]
         parts: list[tuple[list[int], int | str]] = []
         for row, text in zip(rows, texts, strict=True):
-            parts += ((row, part) for part in self._parts(text))
+            found = self._parts(text) if parse_special else iter([self.normalize(text)] if text else [])
+            parts += ((row, part) for part in found)
         plain = [part for _, part in parts if isinstance(part, str)]
         if self.unigram is not None:
             encoded = (self.unigram.encode(text) for text in plain)

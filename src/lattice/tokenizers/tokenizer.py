@@ -47,17 +47,20 @@ class Tokenizer:
     templates: Mapping[str, str] = field(default_factory=dict)
     encoder: Encoder | None = None
 
-    def encode(self, text: str, add_special: bool = True) -> list[int]:
+    def encode(self, text: str, add_special: bool = True, *, parse_special: bool = True) -> list[int]:
         """Return the ids of `text`, with the special tokens of a whole input unless `add_special` is
-        false."""
-        return self.encode_batch([text], add_special)[0]
+        false. Special tokens written in the text are their ids, or with `parse_special` false plain text."""
+        return self.encode_batch([text], add_special, parse_special=parse_special)[0]
 
-    def encode_batch(self, texts: Sequence[str], add_special: bool = True) -> list[list[int]]:
-        """Return the ids of each text; the library works in parallel and without the interpreter's lock."""
+    def encode_batch(
+        self, texts: Sequence[str], add_special: bool = True, *, parse_special: bool = True
+    ) -> list[list[int]]:
+        """Return `encode` of each text; the library works in parallel and without the interpreter's lock."""
         if self.encoder is not None:
-            ids = self._encoded(self.encoder, texts)
+            ids = self._encoded(self.encoder, texts, parse_special)
         else:
-            ids = [encoding.ids for encoding in self._encodings(texts, add_special)]
+            library = self.library if parse_special else self._literal
+            ids = [encoding.ids for encoding in self._encodings(texts, add_special, library)]
         if add_special and (self.prefix or self.suffix):
             return [[*self.prefix, *row, *self.suffix] for row in ids]
         return ids
@@ -73,7 +76,7 @@ class Tokenizer:
             kept = [row[:room] if self.cut == "right" else row[max(len(row) - room, 0) :] for row in plain]
             return [[*self.prefix, *row, *self.suffix] for row in kept], sum(len(row) > room for row in plain)
         rows, truncated = [], 0
-        for encoding in self._encodings(texts, False):
+        for encoding in self._encodings(texts, False, self.library):
             if len(encoding.ids) > room:
                 encoding.truncate(room, direction=self.cut)
                 truncated += 1
@@ -165,16 +168,23 @@ class Tokenizer:
     def _stream_plan(self) -> StreamPlan:
         return StreamPlan(self.library, self.special_ids)
 
-    def _encoded(self, encoder: Encoder, texts: Sequence[str]) -> list[list[int]]:
-        _check(texts)
-        return guarded("tokenizer", "a text that can be tokenised", lambda: encoder.encode(texts))
+    @cached_property
+    def _literal(self) -> Library:
+        """A copy of the library's object that takes special tokens in texts as text."""
+        copy = Library.from_str(self.library.to_str())
+        copy.encode_special_tokens = True
+        return copy
 
-    def _encodings(self, texts: Sequence[str], add_special: bool) -> list[Any]:
+    def _encoded(self, encoder: Encoder, texts: Sequence[str], parse_special: bool = True) -> list[list[int]]:
+        _check(texts)
+        return guarded("tokenizer", "a text that can be tokenised", lambda: encoder.encode(texts, parse_special))
+
+    def _encodings(self, texts: Sequence[str], add_special: bool, library: Library) -> list[Any]:
         _check(texts)
         return guarded(
             "tokenizer",
             "a text that can be tokenised",
-            lambda: self.library.encode_batch_fast(list(texts), add_special_tokens=add_special),
+            lambda: library.encode_batch_fast(list(texts), add_special_tokens=add_special),
         )
 
 
