@@ -50,14 +50,16 @@ PROMPTS = (
 
 
 def test_every_target_writes_the_same_text():
-    """Greedy text of 20 prompts, and the bits of the logits: a processor changes the speed and nothing else."""
+    """Greedy text of 20 prompts (the slow portable target: 4 of them), and the bits of the logits."""
     found = {}
     for target in runnable_targets():
         model = LanguageModel(open_model(resolve("smollm2-135m"), family), CpuBackend(target), context=256)
-        texts = [model.generate(prompt, max_tokens=16, temperature=0).tokens for prompt in PROMPTS]
+        prompts = PROMPTS[:4] if target == "scalar" else PROMPTS
+        texts = [model.generate(prompt, max_tokens=16, temperature=0).tokens for prompt in prompts]
         found[target] = texts, model.logits(model.tokenizer.encode(PROMPTS[1])).tobytes()
         model.close()
-    assert all(found[target] == found["scalar"] for target in found)
+    texts, logits = found.popitem()[1]
+    assert all(texts[: len(others)] == others and logits == bits for others, bits in found.values())
 
 
 def test_an_answer_ends_with_its_turn(smollm2):
