@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from lattice.embed.settings import Settings
 from lattice.errors import LatticeError, expected
-from lattice.tokenizers import Tokenizer, load_tokenizer, tokenizer_from_gguf
+from lattice.tokenizers import Tokenizer, load_gguf_tokenizer, load_tokenizer
 from lattice.weights import Checkpoint
+from lattice.weights.sources import home
 
 
 @dataclass(frozen=True)
@@ -60,5 +61,5 @@ def longest(settings: Settings, positions: int, tokenizer: int | None = None) ->
 
 def _tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if checkpoint.kind == "gguf":
-        return tokenizer_from_gguf(checkpoint.metadata)
+        return load_gguf_tokenizer(checkpoint.path, checkpoint.metadata, home() / "tokenizers")
     return load_tokenizer(checkpoint.directory)

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lattice.errors import FormatError, LatticeError, expected
-from lattice.tokenizers import ChatTemplate, Tokenizer, load_tokenizer, tokenizer_from_gguf
+from lattice.tokenizers import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer
 from lattice.weights.checkpoint import Checkpoint, read_config
 from lattice.weights.sources import home
 
@@ -109,18 +107,7 @@ def open_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     """Return a checkpoint's tokenizer; if a GGUF file's own is not read, the tokenizer.json beside it."""
     if checkpoint.kind == "safetensors":
         return load_tokenizer(checkpoint.directory)
-    try:
-        return tokenizer_from_gguf(checkpoint.metadata, home() / "tokenizers", _key(checkpoint.path))
-    except FormatError:
-        if not (checkpoint.directory / "tokenizer.json").is_file():
-            raise
-        return load_tokenizer(checkpoint.directory)
-
-
-def _key(path: Path) -> str:
-    """Return the name under which a file's tokenizer is cached: a changed file has another."""
-    status = path.stat()
-    return sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    return load_gguf_tokenizer(checkpoint.path, checkpoint.metadata, home() / "tokenizers")
 
 
 def _ids(value: Any) -> list[int]:

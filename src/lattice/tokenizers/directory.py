@@ -1,4 +1,4 @@
-"""The tokenizer of a model's directory, whichever of the usual files it has.
+"""The tokenizer of a model's directory, whichever of the usual files it has, or of its GGUF file.
 
 tokenizer.json; else a SentencePiece `.model` (tokenizer.model, spiece.model, or the only one); else a tiktoken rank
 file (`.tiktoken`, or one named tokenizer.model). tokenizer_config.json, special_tokens_map.json, added_tokens.json and
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from lattice.errors import FormatError, expected
 from lattice.tokenizers import tiktoken
 from lattice.tokenizers._files import read_bytes, read_settings
 from lattice.tokenizers.document import added_token
+from lattice.tokenizers.gguf import tokenizer_from_gguf
 from lattice.tokenizers.sentencepiece_model import read_model
 from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, parse_library
 
@@ -23,6 +25,21 @@ _MODELS = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # Their ids are not the file's: another vocabulary stands before it.
 _SHIFTED = ("XLMRoberta", "Camembert", "MBart", "Nllb", "Barthez", "XGLM", "Pegasus", "M2M100", "Marian", "Speech2Text")
 _ADD_BOS = ("Llama", "Gemma", "CodeLlama")  # classes that add one unless they are told not to
+
+
+def load_gguf_tokenizer(path: Path, metadata: Mapping[str, Any], cache: Path | None = None) -> Tokenizer:
+    """Return the tokenizer of a GGUF file; if its own cannot be read, that of a tokenizer.json beside it.
+
+    What is built from `metadata` is kept in the directory `cache` under the file's place, size and time.
+    """
+    status = path.stat()
+    key = sha256(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:32]
+    try:
+        return tokenizer_from_gguf(metadata, cache, key)
+    except FormatError:
+        if not (path.parent / "tokenizer.json").is_file():
+            raise
+        return load_tokenizer(path.parent)
 
 
 def load_tokenizer(path: str | Path, *, check_patterns: bool = True) -> Tokenizer:
