@@ -1,9 +1,13 @@
-"""Ids equal to foreign tokenizers' on 10,000 mixed Unicode strings, for every kind of vocabulary."""
+"""Ids equal to foreign tokenizers' on 10,000 mixed Unicode strings, for every kind of vocabulary.
+
+All of them where `CI` is set; elsewhere the first 2,000, in a fifth of the time.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import time
 import zlib
@@ -24,6 +28,7 @@ KINDS, MODELS = GOLDEN["kinds"], GOLDEN["models"]
 BPE = json.loads((HERE / "bpe.json").read_text())["metadata"]
 WORDPIECE = json.loads((HERE / "wordpiece.json").read_text())
 STRINGS = mixed(10_000)
+COUNT = len(STRINGS) if "CI" in os.environ else 2_000
 
 
 def byte_level(_: Path) -> Tokenizer:
@@ -113,7 +118,7 @@ def compare(name: str, tokenizer: Tokenizer, count: int) -> None:
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_ids_equal_the_foreign_tokenizer_s(name: str, tmp_path: Path) -> None:
-    compare(name, MAKERS[name](tmp_path), len(STRINGS))
+    compare(name, MAKERS[name](tmp_path), COUNT)
 
 
 @pytest.mark.parametrize("name", MODELS)
