@@ -138,6 +138,10 @@ CASES: dict[str, tuple[dict[str, Any] | bytes, str]] = {
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 1000}] * 9}},
         "256 times at most",
     ),
+    "bytes of bytes": (
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "ByteLevel"}] * 40}},
+        "256 times at most, got 1.1e+12",
+    ),
     "decoders that grow": (replace("decoder", {"Regex": "."}, "ab", 20), "256 times at most"),
     "a thousand normalisers": (
         {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFKD"}] * 1000}},

@@ -26,7 +26,7 @@ WORD = 256  # max_input_chars_per_word: WordPiece takes its third power of time 
 STEPS = 256  # normalisers, pre-tokenisers, decoders and processors, those inside sequences included
 TEXT = 1024  # characters of a text in a step
 REPLACEMENT = 64  # bytes of a character map's replacement; the longest of Unicode's own compositions has 33
-GROWTH = 256  # times that normalisers, or decoders, may lengthen a text
+GROWTH = 256  # times that the steps of one side may lengthen a text
 TEMPLATE = 64  # pieces of a post-processor's template, and ids of a special token
 SIDES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _WITHIN = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -145,6 +145,8 @@ def _check_step(step: dict[str, Any], where: str, patterns: bool) -> float:
             raise _refused(f"{where}: {name}", "a number from 0 to 2**31", value)
     if step.get("type") == "FixedLength":
         _number(step.get("length", 5), f"{where}: length", 1, 1 << 20)
+    if step.get("type") == "ByteLevel":
+        return 2.0  # a byte becomes a letter of up to two bytes; chained, these are bytes again
     if "precompiled_charsmap" in step:
         return _check_charsmap(step["precompiled_charsmap"], where)
     growth = 1.0 + len(step["prepend"]) if isinstance(step.get("prepend"), str) else 1.0
