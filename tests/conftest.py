@@ -7,11 +7,15 @@ never skipped: with neither a network nor a filled cache it fails. `-m "not real
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# A shell starts its background jobs with Ctrl-C ignored, and what the tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore_glob = ["golden/*"]  # scripts that need torch, run by hand
 
