@@ -45,15 +45,18 @@ class Unigram:
         best, back, token = [-math.inf] * (count + 1), [0] * (count + 1), [0] * (count + 1)
         best[0] = 0.0
         low = high = shift = 0.0  # low < x <= high: (x + shift) - shift is x in float32
-        longest, memory = self.longest, self.memory
+        longest, memory, seen = self.longest, self.memory, ""
+        found: tuple[tuple[int, int, float], ...] = ()
         for start in range(count):
             base = best[start]
-            window = text[start : start + longest.get(text[start : start + 2], 1)]
-            found = memory.get(window)
-            if found is None:
-                found = self._found(window)
+            if not seen or not text.startswith(seen, start):  # in a run of one character, what was found stays
+                reach = longest.get(text[start : start + 2], 1)
+                window, seen = text[start : start + reach], text[start : start + max(reach, 2)]
+                found = memory.get(window) or self._found(window)
             for length, number, score in found:
                 value, end = base + score, start + length
+                if value <= best[end]:  # rounding keeps order: it would not win rounded either
+                    continue
                 if low < value <= high:
                     value = (value + shift) - shift
                 else:
