@@ -22,6 +22,8 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tokenizers import Tokenizer as Library
+
 from lattice.errors import FormatError, LatticeWarning, expected
 from lattice.tokenizers import wordpiece
 from lattice.tokenizers._files import LIMIT as SETTINGS_LIMIT
@@ -30,11 +32,12 @@ from lattice.tokenizers.document import added_token, byte_level, template
 from lattice.tokenizers.normalize import SPACE
 from lattice.tokenizers.pretokenizers import BY_NAME, PreTokenizer
 from lattice.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, USER_DEFINED, Pieces
-from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, parse_library
+from lattice.tokenizers.tokenizer import LIMIT, Tokenizer, assemble, open_library, parse_library
 
 Built = tuple[dict[str, Any], dict[str, Any]]  # tokenizer.json and tokenizer_config.json
 Number = TypeVar("Number", int, float)
-VERSION = 2  # of what this file builds; a new one discards caches
+WHERE = "tokenizer of the GGUF file"
+VERSION = 3  # of what this file builds; a new one discards caches
 _ROLES = {
     "bos": "bos",
     "eos": "eos",
@@ -64,7 +67,7 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], cache: Path | None = None, 
     _shorten(document["model"])
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "surrogatepass")
     settings.setdefault("lattice", {}).update(version=VERSION, sha256=hashlib.sha256(data).hexdigest())
-    tokenizer = _assembled(data, settings)
+    tokenizer = _assembled(parse_library(data, WHERE), data, settings)
     if directory is not None:
         _keep(directory, data, settings)
     return tokenizer
@@ -94,7 +97,7 @@ def _open(directory: Path) -> Tokenizer:
     data = read_bytes(directory / "tokenizer.json", LIMIT)
     if hashlib.sha256(data).hexdigest() != mark.get("sha256"):
         raise expected("tokenizer cache", "the file that was written", "another", kind=FormatError)
-    return _assembled(data, settings)
+    return _assembled(open_library(data, WHERE), data, settings)  # our own file, checked when it was written
 
 
 def _keep(directory: Path, data: bytes, settings: dict[str, Any]) -> None:
@@ -107,11 +110,11 @@ def _keep(directory: Path, data: bytes, settings: dict[str, Any]) -> None:
         warnings.warn(f"the tokenizer could not be cached: {error}", LatticeWarning, stacklevel=4)
 
 
-def _assembled(data: bytes, settings: Mapping[str, Any]) -> Tokenizer:
+def _assembled(library: Library, data: bytes, settings: Mapping[str, Any]) -> Tokenizer:
     template = settings.get("chat_template")
     templates = {"default": template} if isinstance(template, str) else {}
     pieces = json.loads(data) if isinstance(settings["lattice"].get("sentencepiece"), dict) else {}
-    return assemble(parse_library(data, "tokenizer of the GGUF file"), settings, templates, pieces)
+    return assemble(library, settings, templates, pieces)
 
 
 def _build(metadata: Mapping[str, Any]) -> Built:

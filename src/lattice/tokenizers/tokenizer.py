@@ -202,10 +202,16 @@ def parse_library(data: bytes, where: str = "tokenizer.json", *, check_patterns:
     """Return the `tokenizers` object of a tokenizer.json, its truncation and padding off; FormatError if it
     is none, or one that could harm (`_bounds.py`)."""
     document = check_document(data, where, patterns=check_patterns)
+    library = open_library(data, where)
+    _check_numbering(library, document, where)
+    return library
+
+
+def open_library(data: bytes, where: str) -> Library:
+    """Return the `tokenizers` object of a tokenizer.json that was checked before, its truncation and padding off."""
     library = guarded(where, "a tokenizer of the tokenizers library", lambda: Library.from_buffer(data), FormatError)
     library.no_truncation()
     library.no_padding()
-    _check_numbering(library, document, where)
     return library
 
 
