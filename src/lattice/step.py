@@ -29,12 +29,14 @@ class Step:
     offsets: Any  # (S + 1,) first token of each sequence, then T
     rows: Any  # (R,) tokens whose result is wanted, as indices into the step
     page_table: Any  # (S, width) page of each 64 positions of a sequence
-    slots: Any  # (S,) recurrent state slot of each sequence
+    slots: Any  # (S,) slot from which each sequence reads its recurrent state; one that starts at position 0 reads none
     adapters: Any  # (T,) adapter slot of each token, 0 is none
+    saves: Any  # (T,) slot that keeps the recurrent state as it is behind the token, -1 is none
 
     SHAPES: ClassVar[dict[str, tuple[str, ...]]] = {
         "tokens": ("T",), "token_types": ("T",), "positions": ("T",), "offsets": ("S+1",),
         "rows": ("R",), "page_table": ("S", "width"), "slots": ("S",), "adapters": ("T",),
+        "saves": ("T",),
     }  # fmt: skip
 
     @classmethod
@@ -45,22 +47,34 @@ class Step:
         starts: Sequence[int] | None = None,
         rows: Sequence[int] | None = None,
         page_table: np.ndarray | None = None,
+        slots: Sequence[int] | None = None,
+        saves: np.ndarray | None = None,
     ) -> Step:
-        """Pack `sequences` of token ids, each beginning at its position in `starts` (0), wanting `rows` (all)."""
+        """Pack `sequences` of token ids, each beginning at its position in `starts` (0), wanting `rows` (all).
+
+        The i-th sequence reads its recurrent state from `slots[i]` (i) and leaves it there; `saves` says otherwise.
+        """
         lengths = [len(tokens) for tokens in sequences]
+        read = np.asarray(range(len(lengths)) if slots is None else slots, np.int32)
         starts = starts if starts is not None else [0] * len(lengths)
         total = sum(lengths)
         positions = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
         flat = [np.asarray(tokens, np.int32) for tokens in sequences]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        if saves is None:
+            saves = np.full(total, -1, np.int32)
+            filled = offsets[1:] > offsets[:-1]
+            saves[offsets[1:][filled] - 1] = read[filled]
         return cls(
             tokens=np.concatenate([*flat, np.empty(0, np.int32)]).astype(np.int32),
             token_types=np.zeros(total, np.int32),
             positions=np.concatenate([*positions, np.empty(0)]).astype(np.int32),
-            offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32),
+            offsets=offsets,
             rows=np.arange(total, dtype=np.int32) if rows is None else np.asarray(rows, np.int32),
             page_table=np.zeros((len(lengths), 1), np.int32) if page_table is None else page_table,
-            slots=np.zeros(len(lengths), np.int32),
+            slots=read,
             adapters=np.zeros(total, np.int32),
+            saves=saves,
         )
 
     def spans(self) -> list[slice]:

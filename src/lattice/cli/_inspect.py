@@ -83,7 +83,7 @@ def _kv_bytes(model: Any, config: Any, itemsize: int) -> int:
     from lattice.generate.engine import CONTEXT
 
     pages = pages_for(min(config.max_position_embeddings, CONTEXT))
-    return itemsize * sum(prod(shape) for layer in model.state_shapes(pages) for shape in layer)
+    return itemsize * sum(prod(shape) for layer in model.state_shapes(pages, 1) for shape in layer)
 
 
 def _text(checkpoint: Any) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Packer:
 
     def __init__(self, tokens: int):
         self.counting = np.arange(tokens, dtype=np.int32)
-        self.zeros = np.zeros(tokens, np.int32)
+        self.zeros, self.unsaved = np.zeros(tokens, np.int32), np.full(tokens, -1, np.int32)
         self.pages = np.zeros((tokens, 1), np.int32)
 
     def step(self, sequences: Sequence[Sequence[int] | np.ndarray]) -> Step:
@@ -56,5 +56,5 @@ class Packer:
             tokens = np.fromiter(chain.from_iterable(sequences), np.int32, total)
             positions = self.counting[:total] - np.repeat(offsets[:-1], lengths)
         count = len(sequences)
-        zeros = self.zeros[:total]
-        return Step(tokens, zeros, positions, offsets, NONE, self.pages[:count], self.zeros[:count], zeros)
+        zeros, pages, slots = self.zeros[:total], self.pages[:count], self.zeros[:count]
+        return Step(tokens, zeros, positions, offsets, NONE, pages, slots, zeros, self.unsaved[:total])

@@ -79,9 +79,10 @@ class Engine:
     def _forward(self, program: Program) -> dict[str, Symbol]:
         step = program.step(self._width)
         state = []
-        for index, shapes in enumerate(self._model.state_shapes(self.pool.pages)):
+        for index, shapes in enumerate(self._model.state_shapes(self.pool.pages, SEQUENCES)):
+            dtype = self._kv if isinstance(shapes, KV) else "f32"  # recurrent state is always exact
             names = ((f"layers.{index}.{name}", shape) for name, shape in shapes._asdict().items())
-            state.append(KV(*(program.input(n, *shape, kind="state", dtype=self._kv) for n, shape in names)))
+            state.append(type(shapes)(*(program.input(n, *shape, kind="state", dtype=dtype) for n, shape in names)))
         hidden, _ = self._model(step, state)
         return {"logits": self._model.head(take_rows(hidden, step.rows))}
 

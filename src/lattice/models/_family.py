@@ -4,8 +4,8 @@ It defines:
     Config      a frozen dataclass with the checkpoint's keys; made by `Config.read(dict, strict)` or
                 `Config.from_gguf(metadata, tensors)`
     Model       Model(config): Model()(step, state) -> (hidden, state); `head(hidden)` -> logits where there is one
-                (loading sets `head` to None if the file has no `lm_head.weight`); `state_shapes(pages)` -> one KV of
-                shapes a layer
+                (loading sets `head` to None if the file has no `lm_head.weight`); `state_shapes(pages, slots)` -> one
+                NamedTuple of shapes a layer: nn.KV, kept as the engine chooses, others are f32
     spellings   spellings(name) -> the names under which checkpoints may hold the parameter, the usual one first
     values      values(name) -> what a parameter's float32 values in safetensors become, or None (optional)
     IGNORED     name prefixes of tensors that the computation does not need

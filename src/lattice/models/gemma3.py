@@ -85,7 +85,7 @@ class Config:
         })  # fmt: skip
 
 
-class Layer(nn.Module):
+class Layer(nn.DecoderLayer):
     """One decoder block."""
 
     def __init__(self, c: Config, kind: str):

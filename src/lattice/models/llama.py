@@ -60,7 +60,7 @@ class Config:
         return nn.read_config(cls, data | factors)
 
 
-class Layer(nn.Module):
+class Layer(nn.DecoderLayer):
     """One decoder block."""
 
     def __init__(self, c: Config):

@@ -67,7 +67,7 @@ class Config:
         return nn.read_config(cls, _decoder.gguf_config("qwen3", metadata, tensors))
 
 
-class Layer(nn.Module):
+class Layer(nn.DecoderLayer):
     """One decoder block."""
 
     def __init__(self, c: Config, kind: str):

@@ -37,8 +37,8 @@ class Attention(Module):
         self.kv_heads, self.head_dim, self.window = kv_heads, head_dim, window
         self.scale = head_dim**-0.5 if scale is None else scale
 
-    def state_shapes(self, pages: int) -> KV:
-        """Return the shapes of this layer's state for a pool of `pages` pages."""
+    def state_shapes(self, pages: int, slots: int) -> KV:
+        """Return the shapes of this layer's state for a pool of `pages` pages; slots are not used."""
         return KV(
             (pages, self.kv_heads, self.head_dim, PAGE_TOKENS), (pages, self.kv_heads, PAGE_TOKENS, self.head_dim)
         )

@@ -192,20 +192,27 @@ class _Field:
     count: int  # index of the count, -1 for none
     extra: int  # entries beyond the count: 1 for offsets
     limit: int | None
+    least: int = 0  # -1 where that stands for none
 
     @classmethod
     def of(cls, symbol: Symbol, buffer: np.ndarray, limit: int | None) -> _Field:
         lead = symbol.shape[0] if symbol.shape else 0
         name, _, extra = lead.partition("+") if isinstance(lead, str) else ("", "", "")
-        return cls(symbol.name, buffer, COUNTS.get(name, -1), int(extra or 0), limit)
+        least = -1 if symbol.kind == "step" and symbol.name == "saves" else 0
+        return cls(symbol.name, buffer, COUNTS.get(name, -1), int(extra or 0), limit, least)
 
     def write(self, value: np.ndarray, counts: list[int]) -> None:
         """Copy `value` into the buffer and note its count."""
         buffer = self.buffer
         if value.ndim != buffer.ndim or any(map(gt, value.shape, buffer.shape)):
             raise expected("cpu", f"{self.name} of at most {buffer.shape}", value.shape)
-        if self.limit is not None and value.size and not _below(value, self.limit):
-            raise expected("cpu", f"{self.name} from 0 to {self.limit - 1}", f"{value.min()} to {value.max()}")
+        if (
+            self.limit is not None
+            and value.size
+            and not _below(value - self.least if self.least else value, self.limit - self.least)
+        ):
+            wanted = f"{self.name} from {self.least} to {self.limit - 1}"
+            raise expected("cpu", wanted, f"{value.min()} to {value.max()}")
         if self.count >= 0:
             count = len(value) - self.extra
             if counts[self.count] not in (-1, count):
@@ -283,6 +290,9 @@ def _limits(program: Program) -> dict[str, int]:
             step = arguments["step"]
             bound(step.page_table, arguments["k_pages"].shape[0])
             bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
+        elif node.op.name in ("slot_conv1d", "slot_gated_delta"):
+            for field in (arguments["step"].slots, arguments["step"].saves):
+                bound(field, arguments["state"].shape[0])
         elif node.op.name == "sample":
             bound(arguments["sampling"].edit_ids, arguments["logits"].shape[-1])
         elif node.op.name == "logprobs":

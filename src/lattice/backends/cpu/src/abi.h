@@ -34,8 +34,8 @@ enum class Pooling : int32_t { mean = 0, cls = 1, last = 2 };
 enum class Norm : int32_t { none = -1, rms = 0, layer = 1 };
 
 // Fields of a Step, in order, as they appear among a record's tensors. All int32.
-enum StepField { tokens, token_types, positions, offsets, rows, page_table, slots, adapters, step_fields };
-// tokens, token_types, positions, adapters: (T,); offsets: (S + 1,); rows: (R,); page_table: (S, width); slots: (S,)
+enum StepField { tokens, token_types, positions, offsets, rows, page_table, slots, adapters, saves, step_fields };
+// tokens, token_types, positions, adapters, saves: (T,); offsets: (S + 1,); rows: (R,); page_table: (S, width); slots: (S,)
 
 constexpr int page_tokens = 64;  // positions of one K/V page
 

@@ -9,13 +9,15 @@ namespace lattice {
 
 // The Step fields of a record, which begin at tensor `first`.
 struct StepView {
-  const int32_t *positions, *offsets, *page_table;
+  const int32_t *positions, *offsets, *page_table, *slots, *saves;
   int64_t sequences, pages;   // pages: entries of one sequence in the page table
 
   StepView(const Call& call, int first)
       : positions(call.data<int32_t>(first + StepField::positions)),
         offsets(call.data<int32_t>(first + StepField::offsets)),
         page_table(call.data<int32_t>(first + StepField::page_table)),
+        slots(call.data<int32_t>(first + StepField::slots)),
+        saves(call.data<int32_t>(first + StepField::saves)),
         sequences(call.counts[int(Count::S)]),
         pages(call.width(first + StepField::page_table)) {}
 
