@@ -58,11 +58,18 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "head_dim": (2, 2048), "max_position_embeddings": (1, 1 << 22), "type_vocab_size": (1, 64),
     "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12), "rope_local_base_freq": (1e-3, 1e12),
     "query_pre_attn_scalar": (1e-3, 1e6), "sliding_window": (1, 1 << 22), "max_window_layers": (0, 4096),
+    "linear_conv_kernel_dim": (2, 64), "linear_num_key_heads": (1, 8192), "linear_num_value_heads": (1, 8192),
+    "linear_key_head_dim": (1, 2048), "linear_value_head_dim": (1, 2048), "partial_rotary_factor": (1e-3, 1),
+    "full_attention_interval": (1, 4096), "mtp_num_hidden_layers": (0, 1), "num_experts": (0, 4096),
+    "num_experts_per_tok": (1, 4096), "moe_intermediate_size": (1, 1 << 20),
+    "shared_expert_intermediate_size": (1, 1 << 20),
 }  # fmt: skip
 REAL = frozenset({  # the others are whole numbers
     "rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar",
+    "partial_rotary_factor",
 })  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention")
+HYBRID_TYPES = ("full_attention", "linear_attention")
 
 
 def check_config(config: Any) -> None:
@@ -94,11 +101,11 @@ def complete_decoder(config: Any, **derived: Any) -> None:
         raise expected("config", "key heads that divide the query heads, an even head_dim", config)
 
 
-def check_layer_types(config: Any) -> None:
-    """Raise unless `layer_types` names full or sliding attention for every layer, and a window where one slides."""
+def check_layer_types(config: Any, kinds: tuple[str, ...] = LAYER_TYPES) -> None:
+    """Raise unless `layer_types` names one of `kinds` for every layer, and there is a window where one slides."""
     types = config.layer_types
-    if len(types) != config.num_hidden_layers or not set(types) <= set(LAYER_TYPES):
-        wanted = f"{config.num_hidden_layers} layer_types among {', '.join(LAYER_TYPES)}"
+    if len(types) != config.num_hidden_layers or not set(types) <= set(kinds):
+        wanted = f"{config.num_hidden_layers} layer_types among {', '.join(kinds)}"
         raise expected("config", wanted, str(list(types))[:120])
     if "sliding_attention" in types and not config.sliding_window:
         raise expected("config", "a sliding_window for layers of sliding_attention", config.sliding_window)

@@ -30,9 +30,14 @@ class Decoder(Module):
         """Return each layer's state shapes for pools of `pages` pages and `slots` recurrent states."""
         return [layer.state_shapes(pages, slots) for layer in self.layers]
 
-    def __call__(self, x: Any, angles: Any, step: Step, state: list[Any] | None) -> tuple[Any, list[Any] | None]:
+    def trunk(self, x: Any, angles: Any, step: Step, state: list[Any] | None) -> tuple[Any, list[Any] | None]:
+        """Run the layers alone: x as the last one leaves it, and their new states."""
         versions: list[Any] = []
         for index, layer in enumerate(self.layers):
             x, version = layer(x, angles, step, state[index] if state else None)
             versions.append(version)
-        return self.norm(x), versions if state else None
+        return x, versions if state else None
+
+    def __call__(self, x: Any, angles: Any, step: Step, state: list[Any] | None) -> tuple[Any, list[Any] | None]:
+        x, state = self.trunk(x, angles, step, state)
+        return self.norm(x), state
