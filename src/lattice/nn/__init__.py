@@ -5,12 +5,13 @@ from lattice.nn.config import LAYER_TYPES, check_config, check_layer_types, comp
 from lattice.nn.decoder import Decoder, DecoderLayer
 from lattice.nn.encoder import ENCODER_IGNORABLE, ENCODER_LAYER_GGUF, EncoderEmbeddings, EncoderStack, check_encoder
 from lattice.nn.layers import ACTIVATION_KINDS, Activation, Embedding, GatedMLP, LayerNorm, Linear, RMSNorm
+from lattice.nn.mixture import MoE
 from lattice.nn.module import Block, Module
 from lattice.nn.rotary import attention_factor, inverse_frequencies
 
 __all__ = [
     "ACTIVATION_KINDS", "ENCODER_IGNORABLE", "ENCODER_LAYER_GGUF", "KV", "LAYER_TYPES", "Activation", "Attention",
     "Block", "Decoder", "DecoderLayer", "Embedding", "EncoderEmbeddings", "EncoderStack", "GatedMLP", "LayerNorm",
-    "Linear", "Module", "RMSNorm", "attention_factor", "check_config", "check_encoder", "check_layer_types",
+    "Linear", "MoE", "Module", "RMSNorm", "attention_factor", "check_config", "check_encoder", "check_layer_types",
     "complete_decoder", "inverse_frequencies", "read_config",
 ]  # fmt: skip
