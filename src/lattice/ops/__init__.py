@@ -5,6 +5,7 @@ linear     linear, project (its fused form)                     rope        rope
 norm       rms_norm layer_norm                                  pool        pool normalize
 attention  attention append_kv paged_attention                  loss        cross_entropy
 sample     sample                                               logprobs    logprobs
+mixture    route mixture gate_rows
 """
 
 from lattice.ops._op import REGISTRY, Draw, Drawn, Op, Parameter, Sample, Shape, Symbol, op, shape_of
@@ -14,6 +15,7 @@ from lattice.ops.embedding import embedding, unpadded_positions
 from lattice.ops.linear import linear, project
 from lattice.ops.logprobs import logprobs
 from lattice.ops.loss import cross_entropy
+from lattice.ops.mixture import gate_rows, mixture, route
 from lattice.ops.norm import layer_norm, rms_norm
 from lattice.ops.pool import normalize, pool
 from lattice.ops.rope import rope, rope_angles
@@ -21,7 +23,7 @@ from lattice.ops.sample import sample
 
 __all__ = [
     "REGISTRY", "Draw", "Drawn", "Op", "Parameter", "Sample", "Shape", "Symbol", "activation", "add", "append_kv",
-    "attention", "cross_entropy", "embedding", "gated_activation", "layer_norm", "linear", "logprobs", "mul",
-    "normalize", "op", "paged_attention", "pool", "project", "rms_norm", "rope", "rope_angles", "sample", "scale",
-    "shape_of", "take_rows", "unpadded_positions",
+    "attention", "cross_entropy", "embedding", "gate_rows", "gated_activation", "layer_norm", "linear", "logprobs",
+    "mixture", "mul", "normalize", "op", "paged_attention", "pool", "project", "rms_norm", "rope", "rope_angles",
+    "route", "sample", "scale", "shape_of", "take_rows", "unpadded_positions",
 ]  # fmt: skip
