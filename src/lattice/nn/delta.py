@@ -6,14 +6,7 @@ from typing import Any, NamedTuple
 
 from lattice.nn.layers import Linear, RMSNorm
 from lattice.nn.module import Block, Module
-from lattice.ops import (
-    Parameter,
-    conv1d,
-    gated_activation,
-    gated_delta,
-    slot_conv1d,
-    slot_gated_delta,
-)
+from lattice.ops import Parameter, conv1d, gated_activation, gated_delta, slot_conv1d, slot_gated_delta
 from lattice.step import Step
 
 
@@ -34,7 +27,7 @@ class GatedDeltaNet(Module):
 
     def __init__(
         self, hidden: int, key_heads: int, value_heads: int, key_dim: int, value_dim: int, kernel: int, eps: float,
-        *, kind: str = "silu", tiled: bool = False,
+        *, tiled: bool = False,
     ):  # fmt: skip
         channels = 2 * key_heads * key_dim + value_heads * value_dim
         self.in_proj_qkv = Linear(hidden, channels)
@@ -45,7 +38,7 @@ class GatedDeltaNet(Module):
         self.A_log, self.dt_bias = Parameter((value_heads,)), Parameter((value_heads,))
         self.norm = RMSNorm(value_dim, eps)
         self.out_proj = Linear(value_heads * value_dim, hidden)
-        self.kind, self.heads = kind, {"key_heads": key_heads, "value_heads": value_heads, "tiled": tiled}
+        self.heads = {"key_heads": key_heads, "value_heads": value_heads, "key_dim": key_dim, "tiled": tiled}
         self.widths = (channels, kernel - 1), (value_heads, key_dim, value_dim)
 
     def state_shapes(self, pages: int, slots: int) -> Recurrent:
@@ -56,10 +49,10 @@ class GatedDeltaNet(Module):
         qkv, gates = self.in_proj_qkv(x), (self.in_proj_a(x), self.in_proj_b(x), self.A_log, self.dt_bias)
         weight = self.conv1d["weight"]
         if state is None:
-            qkv = conv1d(qkv, weight, step, kind=self.kind)
+            qkv = conv1d(qkv, weight, step, kind="silu")
             mixed = gated_delta(qkv, *gates, step, **self.heads)
         else:
-            conv, qkv = slot_conv1d(state.conv, qkv, weight, step, kind=self.kind)
+            conv, qkv = slot_conv1d(state.conv, qkv, weight, step, kind="silu")
             delta, mixed = slot_gated_delta(state.delta, qkv, *gates, step, **self.heads)
             state = Recurrent(conv, delta)
-        return self.out_proj(gated_activation(self.in_proj_z(x), self.norm(mixed), kind=self.kind)), state
+        return self.out_proj(gated_activation(self.in_proj_z(x), self.norm(mixed), kind="silu")), state
