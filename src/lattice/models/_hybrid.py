@@ -1,7 +1,7 @@
-"""What GGUF files say of the Qwen3.5 family (architectures qwen35 and qwen35moe): their metadata and tensor names.
+"""What files say of the Qwen3.5 family: config.json, alone or multimodal, and GGUF (architectures qwen35, qwen35moe).
 
-Rows stay as they are: value heads are left in the file's order, which the delta net reads (`tiled`). Norm weights are
-whole. The draft head is the block behind the trunk's last; it counts among the blocks.
+GGUF's rows stay as they are: value heads are left in the file's order, which the delta net reads (`tiled`). Its norm
+weights are whole. The draft head is the block behind the trunk's last, and counts among the blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ import numpy as np
 
 from lattice.models import _decoder
 from lattice.nn import HYBRID_TYPES
+
+IGNORABLE = frozenset({
+    "text_config", "vision_config", "image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id",
+    "mamba_ssm_dtype", "router_aux_loss_coef", "output_router_logits",
+})  # fmt: skip
 
 LAYER = {
     **_decoder.norm_names(
@@ -60,10 +65,18 @@ def gguf_names(config: Any) -> dict[str, Any]:
     return {**_decoder.GGUF, **LAYER, **drafts, **{ours: block + theirs for ours, theirs in DRAFT.items()}}
 
 
+def json_config(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a config.json's text part; where one is multimodal, its own tie_word_embeddings holds."""
+    experts = {"num_experts": 256} if "moe" in str(data.get("model_type")) else {}
+    tied = {key: data[key] for key in ("tie_word_embeddings",) if data.get(key) is not None}
+    return {**experts, **data, **(data.get("text_config") or {}), **tied}
+
+
 def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return the keys of config.json that a hybrid's GGUF metadata and tensors stand for."""
     name = str(metadata["general.architecture"])
-    data, get = _decoder.gguf_config(name, metadata, tensors), lambda key: metadata.get(f"{name}.{key}")
+    data = _decoder.gguf_config(name, metadata, tensors)
+    get: Any = lambda key: metadata.get(f"{name}.{key}")  # noqa: E731
     drafts, heads = get("nextn_predict_layers") or 0, get("ssm.time_step_rank")
     trunk = data["num_hidden_layers"] - drafts
     recurrent = (get("attention.recurrent_layers") or [])[:trunk]

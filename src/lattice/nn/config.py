@@ -109,3 +109,30 @@ def check_layer_types(config: Any, kinds: tuple[str, ...] = LAYER_TYPES) -> None
         raise expected("config", wanted, str(list(types))[:120])
     if "sliding_attention" in types and not config.sliding_window:
         raise expected("config", "a sliding_window for layers of sliding_attention", config.sliding_window)
+
+
+def complete_hybrid(config: Any) -> None:
+    """Set the derived fields of a config with linear attention, partial rotation and perhaps experts, and check it."""
+    rope = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor}
+    rope |= (config.rope_scaling or {}) | (config.rope_parameters or {})
+    rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}  # of images and videos
+    layers, every = range(min(4096, config.num_hidden_layers)), max(1, config.full_attention_interval)
+    complete_decoder(
+        config, partial_rotary_factor=rope.pop("partial_rotary_factor"), rope_parameters=rope,
+        rope_theta=rope["rope_theta"],
+        layer_types=config.layer_types or [HYBRID_TYPES[(i + 1) % every > 0] for i in layers],
+        intermediate_size=config.intermediate_size or (config.num_experts and config.moe_intermediate_size),
+    )  # fmt: skip
+    check_layer_types(config, HYBRID_TYPES)
+    rotated = int(config.head_dim * config.partial_rotary_factor)
+    if rotated % 2 or not rotated:
+        got = f"{config.head_dim} * {config.partial_rotary_factor}"
+        raise expected("config", "an even number of rotated dimensions", got)
+    if config.linear_num_value_heads % config.linear_num_key_heads:
+        got = f"{config.linear_num_key_heads} and {config.linear_num_value_heads}"
+        raise expected("config", "linear key heads that divide the value heads", got)
+    if config.num_experts and config.num_experts_per_tok > config.num_experts:
+        raise expected("config", f"num_experts_per_tok up to {config.num_experts}", config.num_experts_per_tok)
+    if ACTIVATION_KINDS[config.hidden_act] != "silu" or not config.norm_topk_prob:
+        got = f"{config.hidden_act} and {config.norm_topk_prob}"
+        raise expected("config", "hidden_act silu and norm_topk_prob true", got)

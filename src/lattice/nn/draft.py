@@ -1,4 +1,4 @@
-"""The head that drafts the token after next (multi-token prediction; DeepSeek-V3, 2024, arXiv:2412.19437, section 2.2)."""
+"""The head that drafts the token after next: multi-token prediction (DeepSeek-V3, 2024, arXiv:2412.19437, 2.2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lattice.nn.attention import KV
-from lattice.nn.decoder import DecoderLayer
+from lattice.nn.decoder import HybridLayer
 from lattice.nn.layers import Embedding, Linear, RMSNorm
 from lattice.nn.module import Module
 from lattice.ops import concat
@@ -14,13 +14,10 @@ from lattice.step import Step
 
 
 class DraftHead(Module):
-    """One decoder layer over [norm(embedding of the next token) | norm(state)], with pages of its own.
-
-    What comes out goes through the model's head, and may be the state of the position behind.
-    """
+    """One decoder layer over [norm(embedding of the next token) | norm(state)], with pages of its own."""
 
     def __init__(
-        self, embed_tokens: Embedding, hidden: int, eps: float, layer: DecoderLayer, angles: Callable[[Step], Any]
+        self, embed_tokens: Embedding, hidden: int, eps: float, layer: HybridLayer, angles: Callable[[Step], Any]
     ):
         self.embed_tokens, self.angles = embed_tokens, angles
         self.pre_fc_norm_embedding, self.pre_fc_norm_hidden = RMSNorm(hidden, eps), RMSNorm(hidden, eps)
@@ -31,9 +28,10 @@ class DraftHead(Module):
         return self.layers[0].state_shapes(pages, slots)
 
     def __call__(self, step: Step, hidden: Any, state: KV | None = None) -> tuple[Any, KV | None]:
-        """Return rows for the model's head, (T, hidden), and the new state.
+        """Return rows for the model's head, (T, hidden), and the new state; without state, sequences stand alone.
 
-        step: tokens at t + 1, everything else (positions, pages) of t.      hidden: (T, hidden), the states at t
+        step: tokens at t + 1, everything else (positions, pages) of t
+        hidden: (T, hidden), the states at t: what the trunk hands to the model's head, or what this returned
         """
         token = self.pre_fc_norm_embedding(self.embed_tokens(step.tokens))
         x = self.fc(concat(token, self.pre_fc_norm_hidden(hidden)))

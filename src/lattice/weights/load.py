@@ -219,7 +219,9 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
     weights = map_weights(checkpoint, shapes, names, strict=strict)
     skipped = tuple(name for name in checkpoint.names if name.startswith(getattr(found, "VISION", "\0")))
     if skipped:
-        text = f"[{checkpoint.path.name}] {len(skipped)} tensors of the vision part are skipped: only text is understood"
+        text = (
+            f"[{checkpoint.path.name}] {len(skipped)} tensors of the vision part are skipped: only text is understood"
+        )
         warnings.warn(text, LatticeWarning, stacklevel=2)
     return OpenModel(checkpoint, found, config, model, weights, skipped)
 
