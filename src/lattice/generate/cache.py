@@ -117,6 +117,13 @@ class Sequence:
         self.pages += pages
         self.table[0, held : len(self.pages)] = [page.index for page in pages]
 
+    def cut(self, count: int, slot: Held | None = None) -> None:
+        """Forget the tokens behind the first `count`, none of which is kept; `slot` has the state behind those."""
+        if count < self.kept:
+            raise ValueError(f"{self.kept} tokens are kept, more than {count}")
+        del self.tokens[count:]
+        self.slot = slot
+
     def clear(self) -> None:
         """Forget the tokens and give everything back; may be called again."""
         self.tokens, self.pages, self.marks = [], [], []

@@ -214,6 +214,11 @@ class Engine:
         with self.pool.lock:
             self._reserve(sequence, positions)
 
+    def take_slots(self, count: int) -> list[cache.Held]:
+        """Return slots for states that tokens of a step save, such as drafts; LatticeError if memory ran out."""
+        with self.pool.lock:
+            return self.prefixes.take(0, count)[1]
+
     def _reserve(self, sequence: cache.Sequence, positions: int) -> None:
         missing = max(0, cache.pages_for(positions) - len(sequence.pages))
         pages, slots = self.prefixes.take(missing, int(self.recurrent and sequence.own is None))

@@ -8,7 +8,7 @@ they go back when nobody refers to it any more.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -98,12 +98,11 @@ class Generation(Iterator[Chunk]):
     def __init__(
         self,
         engine: Engine,
+        sequence: Sequence,
         prompt: list[int],
         sampler: Sampler,
         limits: Limits,
         tokenizer: Tokenizer | None,
-        *,
-        marks: Iterable[int] = (),
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
@@ -116,10 +115,10 @@ class Generation(Iterator[Chunk]):
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
         self._overtaken = False
-        sampler.read(prompt)
-        self._sequence: Sequence | None = engine.begin(prompt, len(prompt) + limits.max_tokens, marks)
-        self._reused, self.kept = self._sequence.reused, self._sequence.entries
+        self._sequence: Sequence | None = sequence
+        self._reused, self.kept = sequence.reused, sequence.entries
         self._pending = prompt[self._reused :]  # tokens that the next step runs
+        sampler.read(prompt)
 
     def __iter__(self) -> Generation:
         return self

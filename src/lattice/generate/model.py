@@ -190,7 +190,8 @@ class LanguageModel:
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
-        return Generation(engine, tokens, sampler, limits, tokenizer)
+        sequence = engine.begin(tokens, len(tokens) + limits.max_tokens)
+        return Generation(engine, sequence, tokens, sampler, limits, tokenizer)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:
