@@ -12,6 +12,7 @@ is a few microseconds, where checking and copying a whole step takes a quarter o
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from math import prod
 from threading import Lock
 from time import perf_counter
@@ -22,7 +23,7 @@ import numpy as np
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import STORAGE, CpuBackend, CpuPlan, run_plans
 from lattice.errors import LatticeError, expected
-from lattice.generate import cache
+from lattice.generate import cache, saved
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.prefix import Entry, Prefixes
 from lattice.generate.sampling import Sampler, SamplingSettings
@@ -76,6 +77,7 @@ class Engine:
         self.chunk = min(chunk, self.context)
         self.lock = Lock()
         self._width = cache.pages_for(self.context)
+        self.opened, self.dtype, self.target = opened, dtype, backend.core.target
         self._model, self._backend = opened.model, backend
         self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
         self.pool = self._make_pool(cache_bytes)
@@ -96,6 +98,11 @@ class Engine:
         self._scores: CpuPlan | None = None  # made when somebody wants more than one row
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
+
+    @cached_property
+    def digest(self) -> str:
+        """Names the model and everything else that its state follows from."""
+        return saved.model_digest(self)
 
     # ---- state ---------------------------------------------------------------------------------------------
     def _layers(self, pages: int, slots: int) -> dict[str, Any]:

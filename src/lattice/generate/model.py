@@ -18,6 +18,7 @@ import numpy as np
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
+from lattice.generate import saved
 from lattice.generate.conversation import Conversation
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
@@ -203,6 +204,23 @@ class LanguageModel:
                 f"{tokens} prompt tokens and max_tokens {max_tokens}",
                 hint=f"{lower}load with a larger context (the model has {most})",
             )  # fmt: skip
+
+    # ---- prefixes on disk ----------------------------------------------------------------------------------
+    def save_cache(self, path: str | Path) -> int:
+        """Write the known prefixes of prompts below a directory, and return how many they are.
+
+        Files are added and never removed. The first call of a process reads all weights: files are for this model
+        alone. LatticeError where the directory cannot be written.
+        """
+        return saved.save(self.engine, Path(path))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Read the prefixes that `save_cache` wrote, the last saved first, while there is room; return how many.
+
+        Those of another model, dtype or kind of processor are not looked at; damaged ones are skipped, with a warning.
+        LatticeError where there is no such directory.
+        """
+        return saved.load(self.engine, Path(path))
 
     # ---- looking inside ------------------------------------------------------------------------------------
     def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
