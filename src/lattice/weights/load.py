@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,16 +51,12 @@ class Weights(Mapping[str, Array]):
     def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple], sources: Mapping[str, _Source]):
         self.checkpoint, self.shapes, self.sources = checkpoint, shapes, sources
         self.convert: Callable[[str, Array], Array] = lambda name, array: array
-        self.last: str | None = None
 
     def __getitem__(self, name: str) -> Array:
         source, shape = self.sources[name], self.shapes[name]
         if source.parts:
             return self.convert(name, self._joined(source.parts, shape))
-        if self.last is not None:
-            self.checkpoint.release(self.last)  # a loader reads in turn: the file's pages need not pile up
-        self.last = source.tensor
-        array = self.checkpoint.tensor(source.tensor)
+        stored = array = self.checkpoint.tensor(source.tensor)
         if array.shape != shape and array.dtype.block == 1 and array.size == np.prod(shape):
             array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
         if array.shape != shape:
@@ -67,7 +64,13 @@ class Weights(Mapping[str, Array]):
         if source.values is not None:
             values = source.values(dense(array))
             array = Array(values, F32, values.shape)
-        return self.convert(name, array if source.order is None else array.rows(source.order))
+        array = self.convert(name, array if source.order is None else array.rows(source.order))
+        # A loader reads in turn: the file's pages need not pile up. Those of a view stay as long as somebody holds it.
+        if np.may_share_memory(array.data, stored.data):
+            weakref.finalize(array.data, self.checkpoint.release, source.tensor).atexit = False
+        else:
+            self.checkpoint.release(source.tensor)
+        return array
 
     def _joined(self, parts: tuple[str, ...], shape: tuple) -> Array:
         """Return the parts one behind another, each let go of in turn."""
