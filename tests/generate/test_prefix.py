@@ -348,3 +348,15 @@ def test_streams_over_little_memory(tmp_path, kind):
     machine = type("Machine", (Streams,), {"lm": load(path, cache_bytes=budget), "other": other, "answers": {}})
     machine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
     machine.TestCase().runTest()
+
+
+def test_a_default_budget_leaves_the_machine_most_of_its_memory(tmp_path, monkeypatch):
+    path = hybrid_model(tmp_path)
+    pool = load(path).engine.pool
+    one, two = (count * (16 * pool.pages.nbytes + 2 * pool.slots.nbytes) for count in (1, 2))
+    found = []
+    for memory in (8 * two, 5 * one, 1):
+        monkeypatch.setattr(engine_module, "_memory", lambda memory=memory: memory)
+        found.append(load(path).engine.pool.budget)
+    assert pool.budget == two + 16 * pool.slots.nbytes
+    assert found == [min(2 * two, pool.budget), 5 * one // 4, one]

@@ -11,9 +11,10 @@ is a few microseconds, where checking and copying a whole step takes a quarter o
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from math import prod
 from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
 SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token reached is never touched
 SNAPSHOTS = 16  # kept recurrent states that they hold besides
+OF_MEMORY = 0.25  # of the machine's is the most that pools take unasked, but for one full-length sequence
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
 
 
@@ -117,13 +119,14 @@ class Engine:
     def _make_pool(self, budget: int | None) -> cache.StatePool:
         page = slot = 0
         for shapes in self._layers(1, 1).values():
-            nbytes = sum(prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
+            nbytes = sum(math.prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
             page, slot = (page + nbytes, slot) if isinstance(shapes, KV) else (page, slot + nbytes)
         least = self._width * page + 2 * slot  # a slot to read, one to save
         most = SEQUENCES * least + SNAPSHOTS * slot
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < least):
             raise expected("load", f"cache_bytes of at least {least}, one sequence of {self.context} tokens", budget)
-        return cache.StatePool(most if budget is None else budget, page, slot)
+        default = max(least, int(min(most, OF_MEMORY * _memory())))
+        return cache.StatePool(default if budget is None else budget, page, slot)
 
     # ---- programs ------------------------------------------------------------------------------------------
     def _forward(self, program: Program) -> dict[str, Symbol]:
@@ -377,6 +380,14 @@ def _context(asked: int | None, most: int) -> int:
     if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
         raise expected("load", f"a context from 1 to the model's {most}", repr(asked))
     return asked
+
+
+def _memory() -> float:
+    """Return the machine's memory in bytes, infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return math.inf
 
 
 def _stored_f32(opened: OpenModel) -> bool:

@@ -45,11 +45,16 @@ def load(
     "smollm2-135m").
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype or context is not offered.
+    most 8192. `cache_bytes` is the most memory for the state of answers and of prefixes that later prompts may
+    share, taken as it is used; by default two sequences of the full context and sixteen recurrent states, at most
+    a quarter of the machine's memory, and always one sequence.
+
+    Raises LatticeError where the source cannot be found, the model is not understood or generates
+    no text, or the device, dtype, context or cache_bytes is not offered.
     """
+    backend = select(device)
     opened = open_model(resolve(source), family)
-    return LanguageModel(opened, select(device), dtype=dtype, context=context, cache_bytes=cache_bytes)
+    return LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes)
 
 
 class LanguageModel:
