@@ -1,8 +1,8 @@
 """Time to the first token where a prompt's beginning is known, beside the same prompt run from nothing. Not a test.
 
 Each round draws a new prefix and new endings. Cold: no prefix is kept, and the prompt is cut where the warm one
-resumes, so that both run the same steps behind it. Warm: the prefix was a prompt before. Parted: two prompts with the
-prefix and endings of their own were run before, as users of one system prompt do. The logits of the new tokens are
+resumes, so that both run the same steps behind it. Warm: the prefix was a prompt before. Parted: another prompt with
+the prefix and an ending of its own was run before; parted again: two such prompts. The logits of the new tokens are
 compared bit for bit.
 """
 
@@ -58,7 +58,7 @@ def main() -> None:
     source = str(Path(options.model).resolve()) if Path(options.model).exists() else options.model
     count = options.prefix + options.new
     lm = lattice.load(source, dtype=options.dtype, context=count + 64)
-    found: dict[str, list[float]] = {"cold": [], "warm": [], "parted": []}
+    found: dict[str, list[float]] = {"cold": [], "warm": [], "parted": [], "parted again": []}
     same, resumed = True, 0
     for place in range(options.rounds + 1):
         draw = np.random.default_rng(place)
@@ -69,12 +69,13 @@ def main() -> None:
         warm, resumed, token = first_token(lm, prompts[0])
         lm.engine.forget()
         first_token(lm, prompts[1])
-        first_token(lm, prompts[2])
-        parted, _, _ = first_token(lm, prompts[3])
-        seconds, again = cold(lm, prompts[0], resumed)
-        same &= token == again
-        for name, value in (("cold", seconds), ("warm", warm), ("parted", parted)):
-            found[name] += [value] if place else []  # the first round warms memory up
+        parted, _, _ = first_token(lm, prompts[2])
+        again, _, _ = first_token(lm, prompts[3])
+        seconds, wanted = cold(lm, prompts[0], resumed)
+        same &= token == wanted
+        if place:  # the first round warms memory up
+            for name, value in zip(found, (seconds, warm, parted, again), strict=True):
+                found[name].append(value)
     lm.engine.forget()
     _, whole = logits(lm, prompts[0], options.new)
     lm.engine.forget()
@@ -85,7 +86,7 @@ def main() -> None:
     say(f"{reused} of {count} tokens known; logits and tokens {'bit for bit the same' if same else 'DIFFER'}")
     for name, values in found.items():
         row(f"first token of {count}, {name}", [1e3 * value for value in values], "ms", "", 2)
-    for name in ("warm", "parted"):
+    for name in tuple(found)[1:]:
         ratios = [a / b for a, b in zip(found["cold"], found[name], strict=True)]
         row(f"cold / {name}", ratios, "x", "round by round")
     if not same:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -105,11 +106,19 @@ def test_a_prompt_of_several_chunks_keeps_prefixes_inside_and_at_the_end_of_them
 
 def test_two_prompts_that_part_leave_a_prefix_where_they_do(hybrid):
     engine, shared = hybrid.engine, draw_tokens(200, 9)
-    assert run(engine, shared + draw_tokens(20, 1))[0] == 0
-    assert run(engine, shared + draw_tokens(20, 2))[0] == 128  # the grid; now it is seen where they part
-    reused, logits = run(engine, shared + draw_tokens(20, 3))
+    assert run(engine, shared + draw_tokens(150, 1), (220,))[0] == 0
+    assert run(engine, shared + draw_tokens(150, 2), (220,))[0] == 128  # the grid; now it is seen where they part
+    reused, logits = run(engine, shared + draw_tokens(150, 3))
     assert reused == 200
-    assert np.array_equal(logits, hybrid.logits(shared + draw_tokens(20, 3))[200:])
+    assert np.array_equal(logits, hybrid.logits(shared + draw_tokens(150, 3))[200:])
+
+
+@pytest.mark.parametrize("new", [1, 20, 32, 33, 100, 300, 499, 700, 990])
+def test_without_marks_at_most_twice_the_new_tokens_or_half_the_known_ones_are_run(hybrid, new):
+    shared = draw_tokens(1000 - new, 9)
+    run(hybrid.engine, shared + draw_tokens(new, 1))
+    reused, _ = run(hybrid.engine, shared + draw_tokens(new, 2))
+    assert reused >= min(len(shared), max(1000 - max(64, 2 * new), len(shared) // 2 - 32))
 
 
 def test_answers_interleave_over_the_same_prefix(lm):
@@ -185,6 +194,20 @@ def test_an_interrupted_step_leaves_no_prefix_behind(hybrid, monkeypatch, after)
 def fresh(lm: LanguageModel, prompt: list[int], count: int) -> list[int]:
     lm.engine.forget()
     return lm.generate(prompt, max_tokens=count).tokens
+
+
+def test_threads_share_prefixes(tmp_path):
+    path = hybrid_model(tmp_path)
+    prompts = [draw_tokens(100 + 30 * (i % 4), i % 2) + draw_tokens(5, i) for i in range(8)]
+    other = load(path)
+    alone = [fresh(other, prompt, 20) for prompt in prompts]
+    pool = other.engine.pool
+    lm = load(path, cache_bytes=30 * pool.pages.nbytes + 20 * pool.slots.nbytes)
+    with ThreadPoolExecutor(6) as threads:
+        found = list(threads.map(lambda prompt: lm.generate(prompt, max_tokens=20).tokens, prompts * 5))
+    assert found == alone * 5
+    lm.engine.forget()
+    assert lm.engine.pool.used == 0
 
 
 def test_abandoned_streams_give_back_pages_and_slots(lm):
@@ -346,7 +369,7 @@ def test_streams_over_little_memory(tmp_path, kind):
     pool = other.engine.pool
     budget = BUDGET_PAGES * pool.pages.nbytes + BUDGET_SLOTS * pool.slots.nbytes
     machine = type("Machine", (Streams,), {"lm": load(path, cache_bytes=budget), "other": other, "answers": {}})
-    machine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+    machine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
     machine.TestCase().runTest()
 
 

@@ -38,6 +38,7 @@ CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
 SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token reached is never touched
 SNAPSHOTS = 16  # kept recurrent states that they hold besides
+TAIL = 32  # tokens before its end is a prompt's state kept where nobody says where messages end, and twice that, ...
 OF_MEMORY = 0.25  # of the machine's is the most that pools take unasked, but for one full-length sequence
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
 
@@ -176,7 +177,7 @@ class Engine:
                 sequence = self.sequence()
                 self._reserve(sequence, positions)
         sequence.prompt, sequence.reused, sequence.kept = tokens, len(sequence), len(sequence)
-        sequence.marks = self._marks(len(tokens), len(sequence), known, marks)
+        sequence.marks = self._marks(len(tokens), len(sequence), known, set(marks))
         return sequence
 
     def _resume(self, entry: Entry, shared: int, positions: int) -> cache.Sequence | None:
@@ -194,13 +195,16 @@ class Engine:
         sequence.tokens, sequence.slot = entry.tokens[:shared].tolist(), entry.slot
         return sequence
 
-    def _marks(self, length: int, reused: int, known: int, asked: Iterable[int]) -> list[int]:
+    def _marks(self, length: int, reused: int, known: int, asked: set[int]) -> list[int]:
         """Return the lengths of a prompt at which to keep a prefix, ascending."""
         if not self.recurrent:
             return [length]  # serves whatever is shorter
         # One token before the end: that serves the same prompt, of which one token must run, and every longer one.
         marks = {length - 1, *asked}
+        # Of a beginning that is shared, at least half is reused: positions double from the start.
         marks.update(PAGE_TOKENS << i for i in range((length // PAGE_TOKENS).bit_length()))
+        if not asked:  # of an end that is not, at most twice is run: they double from there, too
+            marks.update(length - (TAIL << i) for i in range((length // TAIL // 2).bit_length()))
         if known >= reused + PAGE_TOKENS:
             marks.add(known)  # here another prompt parted from this one: a third may, too
         return sorted(mark for mark in marks if reused < mark < length)
