@@ -7,22 +7,25 @@ holds pages and nothing else; they go back when it ends, is closed, or nobody re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
+from lattice.generate.chat import ChatPrompt
 from lattice.generate.engine import Engine
 from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
+from lattice.generate.reply import Reply
 from lattice.generate.sampling import Sampler
-from lattice.generate.stop import StopStrings
-from lattice.tokenizers import Decoder, Tokenizer
+from lattice.tokenizers import Tokenizer, ToolCall, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one step added: text that is final (often that of the token, possibly empty), and the token.
+    """What one step added: text that is final (often that of the token, possibly empty), and the token; of an answer to
+    messages also what it reasoned, and pieces of tool calls.
 
     The last chunk has no token where only text that was held back remains. Without a tokenizer there is no
     text.
@@ -31,6 +34,8 @@ class Chunk:
     text: str
     token: int | None
     logprob: TokenLogprob | None = None  # of the token, where the answer was asked for logprobs
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,14 +69,17 @@ class Timings:
 @dataclass(frozen=True)
 class Completion:
     """A finished answer. `tokens` are without the stop token, but with those of a stop string; `logprobs` has one entry
-    a token, or is None where nobody asked."""
+    a token, or is None where nobody asked. `reasoning` is None where the model has none, or was given no messages;
+    `tool_calls` are the whole ones, and where there are any and nothing cut the answer short, they are its reason."""
 
     tokens: list[int]
-    finish_reason: str  # "stop" | "length"
+    finish_reason: str  # "stop" | "length" | "tool_calls"
     usage: Usage
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     decoded: str | None = field(default=None, repr=False)  # the text, or None without a tokenizer
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -80,6 +88,16 @@ class Completion:
             got = "no tokenizer.json that can be read"
             raise expected("generate", "a model with a tokenizer", got, hint=".tokens has the answer as token ids")
         return self.decoded
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, for the next turn's prompt."""
+        found: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            found["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            found["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,14 +122,15 @@ class Generation(Iterator[Chunk]):
         tokenizer: Tokenizer | None,
         *,
         retain: bool = False,
+        chat: ChatPrompt | None = None,
+        marks: Iterable[int] = (),
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
+        self.marks = tuple(marks)  # tokens of the prompt behind which a message ends
         self._engine, self._sampler, self._limits, self._retain = engine, sampler, limits, retain
-        self._tokenizer, self._stops = tokenizer, StopStrings(limits.stop)
-        self._decoder: Decoder | None = None if tokenizer is None else tokenizer.stream()
+        self._tokenizer, self._reply = tokenizer, Reply(tokenizer, limits.stop, chat)
         self.logprobs: list[TokenLogprob] | None = None if sampler.logprobs is None else []
-        self._pieces: list[str] = []
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
@@ -134,7 +153,11 @@ class Generation(Iterator[Chunk]):
         if sequence.turn != self._turn:
             raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
-        token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+        if self._reply.forced:
+            token, native, row = self._reply.forced.popleft(), 0.0, None
+        else:
+            token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+            self._pending = []
         chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
@@ -151,35 +174,25 @@ class Generation(Iterator[Chunk]):
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
         limits = self._limits
         if token in limits.stop_tokens:
-            rest = self._rest()
+            rest = self._reply.finish()
             self._end("stop")
-            self._pieces.append(rest)
-            return Chunk(rest, None) if rest else None
+            return Chunk(rest.text, None, None, rest.reasoning, rest.tool_calls) if any(rest) else None
         self.tokens.append(token)
-        self._pending = [token]
+        self._pending.append(token)
         self._sampler.draw(token)
         logprob = None
-        if self.logprobs is not None and row is not None:
+        if self.logprobs is not None:
             logprob = describe(token, row, self._sampler.logprobs or 0, self._tokenizer)
             self.logprobs.append(logprob)
-        text = "" if self._decoder is None else self._stops.push(self._decoder.push(token))
-        if len(self.tokens) == limits.max_tokens and self._stops.matched is None:
-            text += self._rest()
-            self._end("length" if self._stops.matched is None else "stop")
-        elif self._stops.matched is not None:
+        piece = self._reply.push(token, last=len(self.tokens) == limits.max_tokens)
+        if self._reply.stopped:
             self._end("stop")
-        if text:
-            self._pieces.append(text)
-        return Chunk(text, token, logprob)
-
-    def _rest(self) -> str:
-        if self._decoder is None:
-            return ""
-        text = self._stops.push(self._decoder.finish())
-        return text + self._stops.finish()
+        elif len(self.tokens) == limits.max_tokens:
+            self._end("length")
+        return Chunk(piece.text, token, logprob, piece.reasoning, piece.tool_calls)
 
     def _end(self, reason: str) -> None:
-        self.finish_reason = reason
+        self.finish_reason = "tool_calls" if reason == "stop" and self._reply.calls else reason
         self.close()
 
     def close(self) -> None:
@@ -213,8 +226,9 @@ class Generation(Iterator[Chunk]):
         """Return the finished answer; LatticeError before its end."""
         if self.finish_reason is None:
             raise expected("stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far")
-        text = None if self._decoder is None else "".join(self._pieces)
-        return Completion(self.tokens, self.finish_reason, self.usage, self.timings, self.logprobs, text)
+        reply, logprobs = self._reply, self.logprobs
+        given = (self.usage, self.timings, logprobs, reply.text, reply.reasoning, reply.calls)
+        return Completion(self.tokens, self.finish_reason, *given)
 
 
 def run(generation: Generation) -> Completion:

@@ -19,12 +19,13 @@ from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
 from lattice.generate.cache import Sequence as Pages
+from lattice.generate.chat import ChatPrompt
 from lattice.generate.conversation import Conversation
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
 from lattice.generate.logprobs import check_logprobs
 from lattice.generate.perplexity import Perplexity, Progress, measure
-from lattice.generate.prompt import Prompt, Texts
+from lattice.generate.prompt import Messages, Prompt, Texts
 from lattice.generate.sampling import SamplingSettings, check_integer
 from lattice.generate.stop import check_stop
 from lattice.models import family
@@ -113,6 +114,9 @@ class LanguageModel:
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
     ) -> Completion:
         """Return the answer to a text to continue, messages ({"role", "content"}) to reply to, or token ids.
 
@@ -123,8 +127,16 @@ class LanguageModel:
         `logit_bias` adds to the logits of token ids, from -100 to 100, or forbids them with -inf. With `logprobs`
         the completion says how likely the model itself held each token, and that many alternatives (0 to 20).
         A string of `stop` ends the answer and is not part of it; `ignore_eos` goes on past the model's own stop
-        tokens. Raises LatticeError for a prompt that does not fit with `max_tokens` into the context, and for
-        settings out of range.
+        tokens.
+
+        With messages: `tools` are schemas in OpenAI's form, and the completion has the `tool_calls` that the model
+        made of them; its `message` and then {"role": "tool", "content": ...} for each result make the next prompt.
+        Reasoning between <think> and </think> is `reasoning`, not text, and stop strings are not looked for in it.
+        `thinking` turns it on or off, None leaves that to the template. After `thinking_budget` tokens of it the model
+        is made to end it; those tokens count like drawn ones. 0 is no thinking.
+
+        Raises LatticeError for a prompt that does not fit with `max_tokens` into the context, for settings out of
+        range, and for what the model's chat template cannot do.
         """
         return run(
             self.start(
@@ -142,17 +154,31 @@ class LanguageModel:
                 frequency_penalty=frequency_penalty,
                 logit_bias=logit_bias,
                 logprobs=logprobs,
+                tools=tools,
+                thinking=thinking,
+                thinking_budget=thinking_budget,
             )
         )
 
     def stream(self, prompt: Prompt, **options: Any) -> Generation:
-        """Return the answer chunk by chunk (`chunk.text`, `chunk.token`, `chunk.logprob`), with the options of
-        `generate`."""
+        """Return the answer chunk by chunk (`chunk.text`, `chunk.token`, `chunk.logprob`, `chunk.reasoning`,
+        `chunk.tool_calls`), with the options of `generate`."""
         return self.start(prompt, **options)
 
     def conversation(self) -> Conversation:
         """Return a conversation, whose turns run only what is new of their prompts."""
         return Conversation(self)
+
+    def chat_prompt(
+        self,
+        messages: Messages,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
+    ) -> ChatPrompt:
+        """Return the prompt that `generate` makes of messages, to be looked at, counted, or given to `generate`."""
+        return self._texts.chat.prompt(messages, tools=tools, thinking=thinking, thinking_budget=thinking_budget)
 
     def start(
         self,
@@ -163,6 +189,9 @@ class LanguageModel:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         sequence: Pages | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        thinking: bool | None = None,
+        thinking_budget: int | None = None,
         **settings: Any,
     ) -> Generation:
         """Return the answer to `prompt` before its first step, on `sequence` if there is one to continue."""
@@ -175,10 +204,14 @@ class LanguageModel:
         stop_tokens = frozenset() if ignore_eos else self._texts.stop_tokens
         limits = Limits(check_integer("max_tokens", max_tokens, 1, 2**31 - 1), stop_tokens, strings)
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
-        tokens = engine.check(self._texts.tokens(prompt), "generate")
+        asked = dict(tools=tools, thinking=thinking, thinking_budget=thinking_budget)
+        chat = self._texts.chat_prompt(prompt, **asked)
+        tokens = engine.check(self._texts.tokens(prompt) if chat is None else chat.tokens, "generate")
         self._check_length(len(tokens), limits.max_tokens)
         used = sequence if sequence is not None else engine.sequence()
-        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None)
+        marks = () if chat is None else chat.marks
+        keep = sequence is not None
+        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=keep, chat=chat, marks=marks)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:

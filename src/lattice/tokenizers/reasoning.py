@@ -34,6 +34,11 @@ class ReasoningSplitter:
         """Whether reasoning may still begin."""
         return self._state == self._start
 
+    @property
+    def ending(self) -> bool:
+        """Whether the end of the reasoning seems to have begun."""
+        return self.inside and tail(self._held, CLOSE) > 0
+
     def push(self, text: str) -> tuple[str, str]:
         """Return what is final now: (reasoning, content)."""
         if self._state == self._content:
