@@ -287,6 +287,9 @@ class ToolCallParser:
     def _send(self, text: str) -> None:
         if text:
             self._json.append(text)
+            last = self._deltas[-1] if self._deltas else None
+            if last is not None and last.index == self._index and last.name is None:
+                text = self._deltas.pop().arguments + text
             self._deltas.append(ToolCallDelta(self._index, arguments=text))
 
     def _end(self) -> None:
