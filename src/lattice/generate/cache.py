@@ -89,6 +89,10 @@ class Sequence:
         del self.tokens[shared:]
         return shared
 
+    def cut(self, count: int) -> None:
+        """Forget the tokens behind the first `count`; as if they had never been run."""
+        del self.tokens[count:]
+
     def shrink(self) -> None:
         """Give back the pages behind the last token."""
         needed = pages_for(len(self.tokens))

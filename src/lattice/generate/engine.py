@@ -24,6 +24,8 @@ from lattice.errors import expected
 from lattice.generate import cache
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.sampling import Sampler, SamplingSettings
+from lattice.generate.verify import MOST as DRAFTS
+from lattice.generate.verify import Verified, Verifier
 from lattice.nn.attention import KV
 from lattice.ops import Symbol, logprobs, sample, take_rows
 from lattice.program import Program, trace
@@ -72,6 +74,7 @@ class Engine:
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
         self._logprobs: CpuPlan | None = None  # made when somebody asks
         self._scores: CpuPlan | None = None  # made when somebody wants more than one row
+        self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
 
@@ -93,8 +96,8 @@ class Engine:
         logits, tokens = program.input("logits", "R", self.vocab), program.input("tokens", "R", dtype="i32")
         return dict(zip(("chosen", "top_ids", "top"), logprobs(logits, tokens, top=min(MOST, self.vocab)), strict=True))
 
-    def _compile(self, rows: int) -> CpuPlan:
-        capacity = Capacity(tokens=self.chunk, rows=rows, sequences=1)
+    def _compile(self, rows: int, tokens: int | None = None) -> CpuPlan:
+        capacity = Capacity(tokens=tokens or self.chunk, rows=rows, sequences=1)
         return self._backend.compile(self._program, self.weights, capacity, self._state)
 
     # ---- sequences -----------------------------------------------------------------------------------------
@@ -157,6 +160,19 @@ class Engine:
             sequence.tokens += tokens
             row = row_of(plans[2].outputs) if sampler.logprobs is not None else None
             return Advance(int(self._sample.outputs["tokens"][0]), seconds, row)
+
+    def verify(self, sequence: cache.Sequence, token: int, drafts: Sequence[int], sampler: Sampler) -> Verified:
+        """Run `token` and at most DRAFTS drafts behind a sequence's; keep what plain decoding would draw."""
+        verifier = self.verifier()
+        with self.lock:
+            return verifier.run(sequence, token, drafts, sampler)
+
+    def verifier(self) -> Verifier:
+        """Return the plans of `verify`, compiled when somebody drafts."""
+        with self.lock:
+            if self._verifier is None:
+                self._verifier = Verifier(self._backend, self._compile(DRAFTS + 1, DRAFTS + 1), self._measure)
+            return self._verifier
 
     def score(self, sequence: cache.Sequence, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Run `tokens` behind a sequence's; yield their logits in blocks, (n, vocab) float32 each."""

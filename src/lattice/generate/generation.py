@@ -1,21 +1,24 @@
 """One running answer: a prompt goes in, chunks come out, one a token, until a stop token, a stop string or
 the limit.
 
-The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
-holds pages and nothing else; they go back when it ends, is closed, or nobody refers to it any more.
+The engine is asked for one step at a time, when the consumer wants the next chunk; a step that verified drafts
+gives several tokens, handed on one by one. Between chunks the answer holds pages and nothing else; they go back
+when it ends, is closed, or nobody refers to it any more.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
-from lattice.generate.engine import Engine
+from lattice.generate.engine import Advance, Engine
 from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
 from lattice.generate.sampling import Sampler
+from lattice.generate.speculative import Speculation
 from lattice.generate.stop import StopStrings
 from lattice.tokenizers import Decoder, Tokenizer
 
@@ -35,11 +38,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer: of the prompt, how many of those were still in pages, and generated."""
+    """Tokens of an answer: of the prompt, how many of those were still in pages, and generated; how many were drafted
+    on the way, and how many of the drafts were right."""
 
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -49,7 +55,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart.
+    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart. Where
+    drafts were right, one run of the model gave several of them.
 
     Waiting for other users of the model counts, but not in `native_seconds`; waiting for the consumer does
     not count.
@@ -104,6 +111,7 @@ class Generation(Iterator[Chunk]):
         tokenizer: Tokenizer | None,
         *,
         retain: bool = False,
+        speculation: Speculation | None = None,
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
@@ -115,6 +123,9 @@ class Generation(Iterator[Chunk]):
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
+        self._speculation = speculation
+        self._known = list(prompt) if speculation else []  # prompt and what was drawn
+        self._drawn: deque[Advance] = deque()  # by the last step, not handed on
         sequence.turn += 1
         self._turn = sequence.turn
         self._sequence: Sequence | None = sequence
@@ -134,7 +145,7 @@ class Generation(Iterator[Chunk]):
         if sequence.turn != self._turn:
             raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
-        token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+        token, native, row = self._next(sequence)
         chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
@@ -146,6 +157,19 @@ class Generation(Iterator[Chunk]):
         if chunk is None:
             raise StopIteration
         return chunk
+
+    def _next(self, sequence: Sequence) -> Advance:
+        """Return the next token, by a step of the engine unless the last one drew it already."""
+        if self._speculation is None:
+            return self._engine.advance(sequence, self._pending, self._sampler)
+        if not self._drawn:
+            if self._prefill:
+                room = self._limits.max_tokens - len(self.tokens)
+                self._drawn.extend(self._speculation.step(self._known, room))
+            else:
+                self._drawn.append(self._engine.advance(sequence, self._pending, self._sampler))
+            self._known += (each.token for each in self._drawn)
+        return self._drawn.popleft()
 
     def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
@@ -185,8 +209,12 @@ class Generation(Iterator[Chunk]):
     def close(self) -> None:
         """End the answer here and give back its pages; a conversation keeps those of what has been run."""
         sequence, self._sequence = self._sequence, None
+        if self._speculation is not None:
+            self._speculation.close()
         if sequence is None or sequence.turn != self._turn:
             return
+        if self._drawn:
+            sequence.cut(len(self._known) - 1 - len(self._drawn))
         if self._retain:
             sequence.shrink()
             self._engine.pool.set_idle(sequence, True)
@@ -202,7 +230,8 @@ class Generation(Iterator[Chunk]):
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, len(self.tokens), self._reused)
+        drafts = (self._speculation.drafted, self._speculation.accepted) if self._speculation else (0, 0)
+        return Usage(self._prompt_tokens, len(self.tokens), self._reused, *drafts)
 
     @property
     def timings(self) -> Timings:

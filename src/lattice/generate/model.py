@@ -20,12 +20,14 @@ from lattice.backends.select import select
 from lattice.errors import expected
 from lattice.generate.cache import Sequence as Pages
 from lattice.generate.conversation import Conversation
+from lattice.generate.drafts import SmallerModel, check_same_tokens
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
 from lattice.generate.logprobs import check_logprobs
 from lattice.generate.perplexity import Perplexity, Progress, measure
 from lattice.generate.prompt import Prompt, Texts
 from lattice.generate.sampling import SamplingSettings, check_integer
+from lattice.generate.speculative import DRAFTS, Drafting
 from lattice.generate.stop import check_stop
 from lattice.models import family
 from lattice.tokenizers import Tokenizer
@@ -33,22 +35,38 @@ from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None) -> LanguageModel:
+def load(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None,
+    draft: str | Path | None = "auto",
+) -> LanguageModel:  # fmt: skip
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype or context is not offered.
+    most 8192. `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
+    the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
+    source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
+    of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
+
+    Raises LatticeError where the source cannot be found, the model is not understood or generates
+    no text, or the device, dtype, context or draft is not offered.
     """
     backend = select(device)
-    return LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context)
+    lm = LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context, draft=draft)
+    if draft is not None and draft not in DRAFTS:
+        opened = open_model(resolve(draft), family)
+        most = min(lm.context, opened.config.max_position_embeddings)
+        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, context=most, draft=None))
+    return lm
 
 
 class LanguageModel:
     """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
 
-    def __init__(self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None):
+    def __init__(
+        self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None,
+        draft: str | Path | None = "auto",
+    ):  # fmt: skip
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
             raise expected(
@@ -57,6 +75,7 @@ class LanguageModel:
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
         self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
+        self._drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context {self._engine.context}"
@@ -88,6 +107,12 @@ class LanguageModel:
     def close(self) -> None:
         """Let go of weights and state; streams that are still open keep them until they end."""
         self._engine = None
+        self._drafting.sources.clear()
+
+    def draft_with(self, smaller: LanguageModel) -> None:
+        """Take drafts from a smaller model; LatticeError unless its tokens are the same."""
+        check_same_tokens(self.tokenizer, smaller.tokenizer, smaller._where)
+        self._drafting.sources["model"] = SmallerModel(smaller.engine)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -113,6 +138,7 @@ class LanguageModel:
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        draft: str | None = None,
     ) -> Completion:
         """Return the answer to a text to continue, messages ({"role", "content"}) to reply to, or token ids.
 
@@ -123,8 +149,9 @@ class LanguageModel:
         `logit_bias` adds to the logits of token ids, from -100 to 100, or forbids them with -inf. With `logprobs`
         the completion says how likely the model itself held each token, and that many alternatives (0 to 20).
         A string of `stop` ends the answer and is not part of it; `ignore_eos` goes on past the model's own stop
-        tokens. Raises LatticeError for a prompt that does not fit with `max_tokens` into the context, and for
-        settings out of range.
+        tokens. `draft` ("ngram", "mtp", "auto" or "off"; None: as loaded) says what guesses tokens ahead: with one
+        seed the answer is the same in any case. Raises LatticeError for a prompt that does not fit with `max_tokens`
+        into the context, and for settings out of range.
         """
         return run(
             self.start(
@@ -142,6 +169,7 @@ class LanguageModel:
                 frequency_penalty=frequency_penalty,
                 logit_bias=logit_bias,
                 logprobs=logprobs,
+                draft=draft,
             )
         )
 
@@ -162,6 +190,7 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         logprobs: int | None = None,
+        draft: str | None = None,
         sequence: Pages | None = None,
         **settings: Any,
     ) -> Generation:
@@ -178,7 +207,10 @@ class LanguageModel:
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
         used = sequence if sequence is not None else engine.sequence()
-        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None)
+        speculation = self._drafting.start(draft, used, sampler, tokens, limits.max_tokens)
+        return Generation(
+            engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None, speculation=speculation
+        )
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:
