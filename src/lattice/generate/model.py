@@ -75,7 +75,7 @@ class LanguageModel:
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
         self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
-        self._drafting = Drafting(self._engine, None if draft is None else str(draft))
+        self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context {self._engine.context}"
@@ -107,12 +107,12 @@ class LanguageModel:
     def close(self) -> None:
         """Let go of weights and state; streams that are still open keep them until they end."""
         self._engine = None
-        self._drafting.sources.clear()
+        self.drafting.sources.clear()
 
     def draft_with(self, smaller: LanguageModel) -> None:
         """Take drafts from a smaller model; LatticeError unless its tokens are the same."""
         check_same_tokens(self.tokenizer, smaller.tokenizer, smaller._where)
-        self._drafting.sources["model"] = SmallerModel(smaller.engine)
+        self.drafting.sources["model"] = SmallerModel(smaller.engine)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -207,7 +207,7 @@ class LanguageModel:
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
         used = sequence if sequence is not None else engine.sequence()
-        speculation = self._drafting.start(draft, used, sampler, tokens, limits.max_tokens)
+        speculation = self.drafting.start(draft, used, sampler, tokens, limits.max_tokens)
         return Generation(
             engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None, speculation=speculation
         )

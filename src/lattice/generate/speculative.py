@@ -1,8 +1,8 @@
 """How many tokens are drafted before a step verifies them: as many as pay, by what was measured so far, or none.
 
 A step of n tokens takes t(n) seconds, drafting d tokens c d, and draft i of a kind is kept with probability p_i if
-those before it were. With d drafts a step gives E(d) = 1 + p_1 + p_1 p_2 + ... + p_1...p_d tokens in t(1 + d) + c d seconds;
-the d of the highest rate is taken, or 0 where none beats 1 / t(1) by MARGIN.
+those before it were. With d drafts a step gives E(d) = 1 + p_1 + p_1 p_2 + ... + p_1...p_d tokens in t(1 + d) + c d
+seconds; the d of the highest rate is taken, or 0 where none beats 1 / t(1) by MARGIN.
 
 All of it is measured while answers are generated. What was measured fades while it is not used, towards the hopeful
 values it began with; so what has failed is tried again, rarely. And an account is kept: each step with drafts is paid

@@ -1,9 +1,9 @@
 """Verification: a token and drafts of those behind it in one step, and as many kept as plain decoding would draw.
 
 Each row draws with the arrays of its own position: its seed and position, and penalties that count the drafts before
-it. A row's logits do not depend on the rows beside it, so the token of a row is the one that plain decoding draws there, as
-long as all drafts before it were right. Drafts are kept while they equal what was drawn; the first that does not is
-replaced by it. Keys and values of the others lie behind the sequence's last token, where nobody reads.
+it. A row's logits do not depend on the rows beside it, so the token of a row is the one that plain decoding draws
+there, as long as all drafts before it were right. Drafts are kept while they equal what was drawn; the first that does
+not is replaced by it. Keys and values of the others lie behind the sequence's last token, where nobody reads.
 """
 
 from __future__ import annotations
