@@ -10,7 +10,6 @@ from small_models import draw_tokens
 
 from lattice.errors import LatticeError
 from lattice.generate import load
-from lattice.generate.cache import PagePool, Sequence
 
 OPTIONS = dict(max_tokens=20, ignore_eos=True)
 
@@ -45,9 +44,8 @@ def test_logits_after_reuse_are_bit_equal(small):
     engine, prompt = small.engine, draw_tokens(200)
     conversation = small.conversation()
     conversation.generate(prompt[:130], max_tokens=9)
-    sequence = conversation._sequence
-    assert sequence.keep(prompt) == 130
-    engine.reserve(sequence, 200)
+    sequence = engine.begin(prompt, 200)
+    assert sequence.reused == len(sequence) == 130
     warm = np.concatenate(list(engine.score(sequence, prompt[130:])))
     assert np.array_equal(warm, small.logits(prompt)[130:])
 
@@ -92,7 +90,7 @@ def test_clear_forgets(small):
     conversation = small.conversation()
     conversation.generate(draw_tokens(100), max_tokens=3)
     conversation.clear()
-    assert len(small.engine.pool.free) == small.engine.pool.pages
+    assert small.engine.pool.used == 0
     assert conversation.generate(draw_tokens(100), max_tokens=3).usage.reused_tokens == 0
 
 
@@ -119,27 +117,3 @@ def test_a_turn_that_does_not_fit_leaves_the_conversation_usable(make):
     with pytest.raises(LatticeError, match="context of 128"):
         conversation.generate(draw_tokens(120), max_tokens=20)
     assert conversation.generate(draw_tokens(60), max_tokens=3).usage.reused_tokens == 59
-
-
-# ---- the pool by itself ------------------------------------------------------------------------------------
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 400)), max_size=40))
-def test_every_page_has_one_owner(actions):
-    pool, sequences = PagePool(20), {}
-    for name, size in actions:
-        sequence = sequences.setdefault(name, Sequence(pool, 10))
-        if size > 320:
-            sequence.clear()
-        else:
-            try:
-                sequence.reserve(size)
-            except LatticeError:
-                assert len(pool.free) < 5
-            sequence.tokens = [0] * min(size, 64 * len(sequence._pages))
-            if size % 2:
-                sequence.shrink()
-        held = [page for each in sequences.values() for page in each._pages]
-        assert sorted(held + pool.free) == list(range(20))
-        assert sequence.table[0, : len(sequence._pages)].tolist() == sequence._pages
-        del sequence
-    sequences.clear()
-    assert sorted(pool.free) == list(range(20))

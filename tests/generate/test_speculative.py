@@ -52,7 +52,7 @@ class Scripted(Source, Drafter):
         self.how, self.truth, self.random = how, truth, random.Random(3)
         self.offered: list[int] = []
 
-    def start(self, sampler, prompt, max_tokens):
+    def start(self, sequence, sampler, prompt, max_tokens):
         self.prompt = len(prompt)
         return self
 
@@ -178,27 +178,29 @@ def state_of(lm: LanguageModel, tokens: list[int], sequence) -> list[np.ndarray]
 
 @pytest.mark.parametrize("how", ["right", "wrong", "half", "random"])
 @pytest.mark.parametrize("ends", ["length", "stop", "closed"])
-def test_what_is_left_behind_is_what_plain_decoding_leaves(make, small, how, ends):
-    told = small.generate(draw_tokens(60), max_tokens=30, temperature=1.5, seed=3).tokens
-    lm = load(make(eos_token_id=told[12] if ends == "stop" else None))
-    left = []
+def test_what_is_kept_is_what_plain_decoding_leaves(model, how, ends):
+    """Prefixes for later prompts: the same tokens, and state that goes on the same way."""
+    prompt = draw_tokens(60)
+    told = model.generate(prompt, max_tokens=30, temperature=1.5, seed=3, draft="off").tokens
+    stops = frozenset(told[12:13] if ends == "stop" else ())
+    before, left = model.drafting.costs, []
+    model._texts.__dict__["stop_tokens"] = stops
     for depth in (0, 4, MOST):
-        lm.drafting.sources["scripted"], lm.drafting.costs = Scripted(how, told), Always(depth)
-        conversation = lm.conversation()
+        model.engine.forget()
+        model.drafting.sources["scripted"], model.drafting.costs = Scripted(how, told), Always(depth)
         options = dict(max_tokens=30, temperature=1.5, seed=3, draft="scripted" if depth else "off")
-        with conversation.stream(draw_tokens(60), **options) as stream:
+        with model.stream(prompt, **options) as stream:
             tokens = [next(stream).token for _ in range(9)]
             if ends != "closed":
                 tokens += [chunk.token for chunk in stream]
-        sequence = conversation._sequence
-        after = conversation.generate([*draw_tokens(60), *tokens, 5, 6], max_tokens=5, draft="off")
-        conversation.clear()
-        conversation.generate([*draw_tokens(60), *tokens], max_tokens=30, draft="off")
-        left.append((tokens, after.tokens, after.usage.reused_tokens))
-        conversation.clear()
+        kept = sorted(entry.tokens.tolist() for entry in model.engine.prefixes.entries)
+        after = model.generate([*prompt, *tokens, 5, 6], max_tokens=20, draft="off", logprobs=0)
+        left.append((tokens, kept, after.tokens, after.usage.reused_tokens, after.logprobs))
+    model.drafting.costs, model._texts.__dict__["stop_tokens"] = before, frozenset()
+    del model.drafting.sources["scripted"]
+    model.engine.forget()
     assert left[0] == left[1] == left[2]
-    assert left[0][2] == 60 + len(left[0][0]) - (ends != "stop")
-    assert sequence.turn
+    assert left[0][3] == 60 + len(left[0][0]) - (ends != "stop")
 
 
 @pytest.mark.parametrize("how", ["right", "half", "random"])

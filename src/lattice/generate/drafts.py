@@ -11,6 +11,8 @@ from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 from lattice.errors import LatticeError, expected
+from lattice.generate.cache import Held
+from lattice.generate.cache import Sequence as Pages
 from lattice.generate.sampling import Sampler
 
 if TYPE_CHECKING:
@@ -47,14 +49,14 @@ class Source(ABC):
     """A way to draft, for any number of answers."""
 
     @abstractmethod
-    def start(self, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
-        """Return a drafter for an answer to `prompt` that `sampler` draws."""
+    def start(self, sequence: Pages, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
+        """Return a drafter for an answer to `prompt` on a sequence, drawn by `sampler`."""
 
 
 class Ngrams(Source):
     """Drafts from the text itself: what is quoted, edited, listed or written as code often stands there already."""
 
-    def start(self, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
+    def start(self, sequence: Pages, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
         """Return a drafter; its index grows with the text."""
         return NgramDrafter()
 
@@ -141,7 +143,7 @@ class SmallerModel(Source):
     def __init__(self, engine: Engine):
         self._engine = engine
 
-    def start(self, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
+    def start(self, sequence: Pages, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
         """Return a drafter with a sequence of its own; one that never drafts where the prompt does not fit."""
         return ModelDrafter(self._engine, sampler, len(prompt), len(prompt) + max_tokens)
 
@@ -152,51 +154,57 @@ class ModelDrafter(Drafter):
     def __init__(self, engine: Engine, sampler: Sampler, prompt: int, room: int):
         self._engine, self._sampler = engine, Draws(sampler, prompt)
         self._room = min(room, engine.context)
-        self._sequence = engine.sequence()
+        self._sequence: Pages | None = None  # none before the first draft, and behind the last
         self._known = 0  # tokens of the last proposal's text, 0 once it is known what was kept
-        self._ready = False
+        self._base: Held | None = None  # recurrent state behind those
+        self._spare: list[Held] = []
 
     def kind(self, tokens: Sequence[int]) -> Hashable | None:
         """Return one kind while tokens fit into the model's context."""
         return "model" if len(tokens) < self._room else None
 
     def prepare(self, tokens: Sequence[int]) -> None:
-        """Run the text but for its last token."""
-        if self._ready:
+        """Run the text but for its last token, or what is not known of it from another answer."""
+        if self._sequence is not None:
             return
         try:
-            self._engine.reserve(self._sequence, self._room)
-        except LatticeError:  # its pages are with other answers
+            sequence = self._engine.begin(tokens, self._room)
+            self._spare = self._engine.take_slots(int(self._engine.recurrent))
+        except LatticeError:  # its memory is with other answers
             self._room = 0
             return
-        self._engine.append(self._sequence, list(tokens[:-1]))
-        self._ready = True
+        self._engine.append(sequence, list(tokens[len(sequence) : -1]))
+        self._sequence = sequence
 
     def propose(self, tokens: Sequence[int], most: int) -> list[int]:
         """Return what the model draws, one token after another."""
-        most = min(most, self._room - len(tokens) + 1)
-        if not self._ready or most < 1:
+        sequence, most = self._sequence, min(most, self._room - len(tokens))
+        if sequence is None or most < 1:
             return []
         self.accepted(0)  # of a proposal that was never verified
-        sequence, sampler = self._sequence, self._sampler.at(tokens)
-        self._known = len(tokens)
-        drafts: list[int] = []
-        pending = list(tokens[len(sequence) :])
-        for _ in range(most):
-            pending = [self._engine.advance(sequence, pending, sampler).token]
-            drafts += pending
+        sampler = self._sampler.at(tokens)
+        drafts = [self._engine.advance(sequence, list(tokens[len(sequence) :]), sampler).token]
+        self._known, self._base = len(tokens), sequence.slot
+        if sequence.own is not None and most > 1:  # the state so far stays: what is kept is run again from there
+            self._spare.append(sequence.own)
+            sequence.own = self._spare.pop(0)
+        while len(drafts) < most:
+            drafts.append(self._engine.advance(sequence, drafts[-1:], sampler).token)
         return drafts
 
     def accepted(self, count: int) -> None:
         """Cut the sequence back to what it shares with the text."""
-        if self._known:
-            self._sequence.cut(self._known + count)
+        if self._sequence is not None and self._known:
+            kept = self._known if self._engine.recurrent else min(len(self._sequence), self._known + count)
+            self._sequence.cut(kept, self._base)
         self._known = 0
 
     def close(self) -> None:
-        """Give back the pages."""
-        self._room = 0
-        self._sequence.clear()
+        """Give back what is held; what was run is kept for the next answer's prompt."""
+        self.accepted(0)
+        if self._sequence is not None:
+            self._engine.finish(self._sequence)
+        self._sequence, self._room, self._spare = None, 0, []
 
 
 class Draws:

@@ -18,7 +18,6 @@ import numpy as np
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
-from lattice.generate.cache import Sequence as Pages
 from lattice.generate.conversation import Conversation
 from lattice.generate.drafts import SmallerModel, check_same_tokens
 from lattice.generate.engine import Engine
@@ -36,9 +35,14 @@ from lattice.weights.sources import resolve
 
 
 def load(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None,
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
+    cache_bytes: int | None = None,
     draft: str | Path | None = "auto",
-) -> LanguageModel:  # fmt: skip
+) -> LanguageModel:
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
@@ -51,8 +55,8 @@ def load(
     Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype, context or draft is not offered.
     """
-    backend = select(device)
-    lm = LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context, draft=draft)
+    backend, opened = select(device), open_model(resolve(source), family)
+    lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
     if draft is not None and draft not in DRAFTS:
         opened = open_model(resolve(draft), family)
         most = min(lm.context, opened.config.max_position_embeddings)
@@ -64,9 +68,15 @@ class LanguageModel:
     """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
 
     def __init__(
-        self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None,
+        self,
+        opened: OpenModel,
+        backend: CpuBackend,
+        *,
+        dtype: str = "auto",
+        context: int | None = None,
+        cache_bytes: int | None = None,
         draft: str | Path | None = "auto",
-    ):  # fmt: skip
+    ):
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
             raise expected(
@@ -74,7 +84,9 @@ class LanguageModel:
             )
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
-        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
+        self._engine: Engine | None = Engine(
+            opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft_head=draft in ("auto", "mtp")
+        )
         self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:
@@ -191,10 +203,9 @@ class LanguageModel:
         ignore_eos: bool = False,
         logprobs: int | None = None,
         draft: str | None = None,
-        sequence: Pages | None = None,
         **settings: Any,
     ) -> Generation:
-        """Return the answer to `prompt` before its first step, on `sequence` if there is one to continue."""
+        """Return the answer to `prompt` before its first step."""
         engine = self.engine
         unknown = sorted(set(settings) - set(vars(self.sampling)))
         if unknown:
@@ -206,11 +217,10 @@ class LanguageModel:
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
-        used = sequence if sequence is not None else engine.sequence()
-        speculation = self.drafting.start(draft, used, sampler, tokens, limits.max_tokens)
-        return Generation(
-            engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None, speculation=speculation
-        )
+        self.drafting.names(draft)  # raises before anything is taken
+        sequence = engine.begin(tokens, len(tokens) + limits.max_tokens)
+        speculation = self.drafting.start(draft, sequence, sampler, tokens, limits.max_tokens)
+        return Generation(engine, sequence, tokens, sampler, limits, tokenizer, speculation=speculation)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:

@@ -18,13 +18,15 @@ from collections.abc import Callable, Hashable, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
-from lattice.errors import expected
+from lattice.errors import LatticeError, expected
+from lattice.generate.cache import Held
 from lattice.generate.cache import Sequence as Pages
+from lattice.generate.draft_head import DraftHead
 from lattice.generate.drafts import Drafter, Ngrams, Source
 from lattice.generate.engine import Advance, Engine
 from lattice.generate.logprobs import RowLogprobs
 from lattice.generate.sampling import Sampler
-from lattice.generate.verify import MOST
+from lattice.generate.verify import MOST, Verified
 
 DRAFTS = ("auto", "ngram", "mtp", "off")  # what may be asked for, besides the source of a smaller model
 MARGIN = 1.02  # what a rate must beat plain decoding's by
@@ -178,6 +180,10 @@ class Costs:
         if self._plain % REFRESH == 0:
             self._choices = {}
 
+    def prepared(self, seconds: float) -> None:
+        """Take in what had to be done before the first drafts of an answer, of which a plain step at most counts."""
+        self.balance -= min(1.0, seconds / self.steps.mean[1]) if self.steps.mean[1] else 0.0
+
     def verified(self, kind: Hashable, drafted: int, kept: int, seconds: float, drafting: float) -> None:
         """Take in a step with drafts: how many of a kind, how many were right, its seconds, and those of drafting."""
         self.steps.add(drafted + 1, seconds)
@@ -193,54 +199,79 @@ class Speculation:
     """The drafters of one answer and its steps. `drafted` and `accepted` count tokens."""
 
     def __init__(
-        self, engine: Engine, sequence: Pages, sampler: Sampler, drafters: Sequence[Drafter], costs: Costs, *,
+        self,
+        engine: Engine,
+        sequence: Pages,
+        sampler: Sampler,
+        drafters: Sequence[Drafter],
+        costs: Costs,
+        *,
         clock: Callable[[], float] = perf_counter,
-    ):  # fmt: skip
+    ):
         self.drafted = self.accepted = 0
         self._engine, self._sequence, self._sampler = engine, sequence, sampler
         self._drafters, self._costs, self._clock = drafters, costs, clock
+        self._spare: list[Held] = []  # slots for the recurrent state behind drafts
+        self._last: Verified | None = None  # if the last step was one with drafts
 
     def step(self, tokens: list[int], room: int) -> list[Advance]:
         """Run the last of `tokens`, which is all that has not been run, and return at most `room` tokens behind it."""
+        best, drafter, kind = self._choose(tokens, min(room - 1, self._engine.drafts))
+        self._last = None
+        started = self._clock()
+        drafts: list[int] = []
+        if drafter is not None:
+            drafter.prepare(tokens)
+            self._engine.verifier()
+            ready = self._clock()
+            self._costs.prepared(ready - started)
+            drafts = self._usable(drafter.propose(tokens, best.depth), best.depth)
+            started = ready
+        drafted = self._clock()
+        if drafter is None or not drafts:
+            advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler)
+            self._costs.plain(self._clock() - started)
+            return [advance]
+        verified = self._engine.verify(self._sequence, tokens[-1], drafts, self._sampler, self._spare)
+        kept = len(verified.tokens) - 1
+        drafter.accepted(kept)
+        self._costs.verified(kind, len(drafts), kept, self._clock() - drafted, drafted - started)
+        self.drafted += len(drafts)
+        self.accepted += kept
+        self._last = verified
+        rows: Sequence[RowLogprobs | None] = verified.logprobs or [None] * (kept + 1)
+        share = verified.seconds / (kept + 1)
+        return [Advance(token, share, row) for token, row in zip(verified.tokens, rows, strict=True)]
+
+    def _choose(self, tokens: list[int], most: int) -> tuple[Choice, Drafter | None, Hashable]:
+        """Return the drafter that promises most, with how many drafts of which kind."""
         best, drafter, kind = Choice(0, 0.0), None, None
-        most = min(room - 1, MOST)
         for each in self._drafters if most > 0 else ():
             offered = each.kind(tokens)
             if offered is not None:
                 choice = self._costs.choose(offered, most)
                 if choice.depth and choice.rate > best.rate:
                     best, drafter, kind = choice, each, offered
-        started = self._clock()
-        drafts: list[int] = []
-        if drafter is not None:
-            drafter.prepare(tokens)
-            self._engine.verifier()
-            started = self._clock()
-            drafts = self._usable(drafter.propose(tokens, best.depth), best.depth)
-        drafted = self._clock()
-        if drafter is None or not drafts:
-            advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler)
-            self._costs.plain(self._clock() - started)
-            return [advance]
-        verified = self._engine.verify(self._sequence, tokens[-1], drafts, self._sampler)
-        kept = len(verified.tokens) - 1
-        drafter.accepted(kept)
-        self._costs.verified(kind, len(drafts), kept, self._clock() - drafted, drafted - started)
-        self.drafted += len(drafts)
-        self.accepted += kept
-        rows: Sequence[RowLogprobs | None] = verified.logprobs or [None] * (kept + 1)
-        share = verified.seconds / (kept + 1)
-        return [Advance(token, share, row) for token, row in zip(verified.tokens, rows, strict=True)]
+        return best, drafter, kind
 
     def _usable(self, drafts: list[int], most: int) -> list[int]:
-        """Return drafts up to `most` and the first that the model has no row for: vocabularies are padded."""
+        """Return drafts up to `most`, the first that the model has no row for (vocabularies are padded), and memory."""
+        if self._engine.recurrent and len(self._spare) < most:
+            try:
+                self._spare += self._engine.take_slots(most - len(self._spare))
+            except LatticeError:  # other answers have it
+                most = len(self._spare)
         vocab = self._engine.vocab
         return drafts[: next((place for place, draft in enumerate(drafts[:most]) if draft >= vocab), most)]
 
-    def close(self) -> None:
-        """Let the drafters give back what they hold."""
+    def close(self, count: int) -> None:
+        """Cut the sequence back to `count` tokens, which are within the last step, and give back what is held."""
         for drafter in self._drafters:
             drafter.close()
+        extra = len(self._sequence) - count
+        if extra > 0 and self._last is not None:
+            self._sequence.cut(count, self._last.slots[-1 - extra] if self._last.slots else None)
+        self._spare, self._last = [], None
 
 
 class Drafting:
@@ -251,6 +282,8 @@ class Drafting:
 
     def __init__(self, engine: Engine, default: str | None):
         self.sources: dict[str, Source] = {"ngram": Ngrams()}
+        if engine.draft_head:
+            self.sources["mtp"] = DraftHead(engine)
         self.costs = Costs()
         self._engine = engine
         self._default = "off" if default is None else default
@@ -277,5 +310,5 @@ class Drafting:
         sources = [self.sources[name] for name in self.names(asked)]
         if not sources or max_tokens < 2:
             return None
-        drafters = [source.start(sampler, prompt, max_tokens) for source in sources]
+        drafters = [source.start(sequence, sampler, prompt, max_tokens) for source in sources]
         return Speculation(self._engine, sequence, sampler, drafters, self.costs)

@@ -8,7 +8,7 @@ not is replaced by it. Keys and values of the others lie behind the sequence's l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, MutableSequence, Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -23,18 +23,23 @@ from lattice.ops import Symbol, sample
 from lattice.program import Program, trace
 
 MOST = 15  # drafts of a step: with the token before them a block of 16 rows
+MOST_RECURRENT = 7  # where each takes a slot
 
 
 class Verified(NamedTuple):
-    """What a step gave: the drafts that it kept and one token more, the native call's seconds, and their logprobs."""
+    """What a step gave: the drafts that it kept and one token more, the native call's seconds, and their logprobs.
+
+    `slots` have the recurrent state behind each of the tokens that were run and kept, where there is such state.
+    """
 
     tokens: list[int]
     seconds: float
     logprobs: list[RowLogprobs] | None
+    slots: list[cache.Held]
 
 
 class Verifier:
-    """The plans of such steps, over a `forward` that serves MOST + 1 rows; used under the engine's lock."""
+    """The plans of such steps, of as many rows as `forward` serves; used under the engine's lock."""
 
     def __init__(self, backend: CpuBackend, forward: CpuPlan, measure: Callable[[Program], dict[str, Symbol]]):
         self._forward, self._backend, self._measure = forward, backend, measure
@@ -51,10 +56,22 @@ class Verifier:
         forward.inputs["rows"][:] = np.arange(rows)
         forward.inputs["saves"][:] = -1
 
-    def run(self, sequence: cache.Sequence, token: int, drafts: Sequence[int], sampler: Sampler) -> Verified:
-        """Run `token` and `drafts` behind a sequence's; it has `token` and the drafts that were right afterwards."""
-        count, start = len(drafts) + 1, len(sequence)
-        self._write(sequence, token, drafts)
+    def run(
+        self,
+        sequence: cache.Sequence,
+        token: int,
+        drafts: Sequence[int],
+        sampler: Sampler,
+        spare: MutableSequence[cache.Held],
+    ) -> Verified:
+        """Run `token` and `drafts` behind a sequence's; it has `token` and the drafts that were right afterwards.
+
+        Where the sequence has a slot, `spare` has one for the state behind each draft: that of the last token kept
+        becomes the sequence's own, which takes its place.
+        """
+        count, start, own = len(drafts) + 1, len(sequence), sequence.own
+        slots = [] if own is None else [own, *spare[: len(drafts)]]
+        self._write(sequence, token, drafts, slots)
         self._sample.counts[1] = count
         sampler.write_rows(self._sample.inputs, start + 1, drafts, new=self._written is not sampler)
         self._written = sampler
@@ -62,17 +79,24 @@ class Verifier:
         if sampler.logprobs is not None:
             plans.append(self._logprobs_plan(count))
         started = perf_counter()
+        sequence.slot = None  # as long as tokens and state may differ
         run_plans(plans)
         seconds = perf_counter() - started
         drawn = self._sample.outputs["tokens"][:count].tolist()
         kept = next((place for place, draft in enumerate(drafts) if draft != drawn[place]), len(drafts))
+        if sequence.trail is not None:
+            sequence.trail.add(start, self._forward.outputs["hidden"][: kept + 1])
         sequence.tokens += [token, *drafts[:kept]]
+        if own is not None:
+            sequence.slot = sequence.own = slots[kept]
+            if kept:
+                spare[kept - 1] = own
         rows = None
         if sampler.logprobs is not None:
             rows = [row_of(plans[2].outputs, row) for row in range(kept + 1)]
-        return Verified(drawn[: kept + 1], seconds, rows)
+        return Verified(drawn[: kept + 1], seconds, rows, slots[: kept + 1])
 
-    def _write(self, sequence: cache.Sequence, token: int, drafts: Sequence[int]) -> None:
+    def _write(self, sequence: cache.Sequence, token: int, drafts: Sequence[int], slots: Sequence[cache.Held]) -> None:
         """Write the step straight into the buffers: the engine's own values need no check, so it is quick."""
         count, start, inputs = len(drafts) + 1, len(sequence), self._forward.inputs
         inputs["tokens"][0] = token
@@ -80,6 +104,9 @@ class Verifier:
         inputs["positions"][:count] = range(start, start + count)
         inputs["offsets"][1] = count
         inputs["page_table"][:] = sequence.table
+        if slots:
+            inputs["slots"][0] = (sequence.slot or slots[0]).index
+            inputs["saves"][:count] = [slot.index for slot in slots]
         self._forward.counts[:] = count, count, 1
 
     def _logprobs_plan(self, count: int) -> CpuPlan:
