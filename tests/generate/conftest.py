@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_models import copy_model
 
-from lattice.generate import LanguageModel, load
+from lattice.generate import Completion, LanguageModel, load
 
 
 @pytest.fixture
@@ -28,6 +28,18 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
 def small_text(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """Return a small model with a tokenizer and a chat template."""
     return load(copy_model(tmp_path_factory.mktemp("text"), text=True))
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Completion]:
+    """Return what generates with the weights of `small` and knows no prefix."""
+    lm = load(copy_model(tmp_path_factory.mktemp("fresh")))
+
+    def run(*args, **options) -> Completion:
+        lm.engine.forget()
+        return lm.generate(*args, **options)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -14,12 +14,12 @@ from lattice.generate import load
 OPTIONS = dict(max_tokens=20, ignore_eos=True)
 
 
-def test_a_turn_runs_only_what_is_new_and_answers_the_same(small):
+def test_a_turn_runs_only_what_is_new_and_answers_the_same(small, fresh):
     conversation = small.conversation()
     prompt, reused = draw_tokens(90), []
     for turn in range(4):
         completion = conversation.generate(prompt, **OPTIONS)
-        assert completion.tokens == small.generate(prompt, **OPTIONS).tokens
+        assert completion.tokens == fresh(prompt, **OPTIONS).tokens
         reused.append(completion.usage.reused_tokens)
         assert completion.usage.prompt_tokens == len(prompt)
         prompt = [*prompt, *completion.tokens, *draw_tokens(7, seed=turn)]
@@ -28,7 +28,7 @@ def test_a_turn_runs_only_what_is_new_and_answers_the_same(small):
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_any_turn_gives_the_bits_of_a_fresh_one(small, data):
+def test_any_turn_gives_the_bits_of_a_fresh_one(small, fresh, data):
     conversation = small.conversation()
     known = draw_tokens(150)
     for turn in range(3):
@@ -36,7 +36,7 @@ def test_any_turn_gives_the_bits_of_a_fresh_one(small, data):
         prompt = known[:kept] + draw_tokens(data.draw(st.integers(1, 80)), seed=turn)
         given_ = dict(max_tokens=data.draw(st.integers(1, 9)), temperature=1.0, seed=turn)
         completion = conversation.generate(prompt, **given_)
-        assert completion.tokens == small.generate(prompt, **given_).tokens
+        assert completion.tokens == fresh(prompt, **given_).tokens
         known = prompt + completion.tokens
 
 
@@ -64,10 +64,11 @@ def test_messages_share_their_beginning(small_text):
     longer = [*messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "two"}]
     completion = conversation.generate(longer, **OPTIONS)
     assert completion.usage.reused_tokens >= answer.usage.prompt_tokens
+    small_text.engine.forget()
     assert completion.text == small_text.generate(longer, **OPTIONS).text
 
 
-def test_a_later_turn_ends_an_open_stream(small):
+def test_a_later_turn_ends_an_open_stream(small, fresh):
     conversation = small.conversation()
     stream = conversation.stream([1, 2, 3], max_tokens=9)
     next(stream)
@@ -75,7 +76,7 @@ def test_a_later_turn_ends_an_open_stream(small):
     with pytest.raises(LatticeError, match="later turn"):
         next(stream)
     stream.close()
-    assert [c.token for c in other] == small.generate([1, 2, 3], max_tokens=9).tokens
+    assert [c.token for c in other] == fresh([1, 2, 3], max_tokens=9).tokens
 
 
 def test_a_stream_closed_early_keeps_what_was_run(small):
@@ -107,6 +108,7 @@ def test_idle_conversations_yield_their_pages_oldest_first(make):
     for stream in streams:
         stream.close()
     answer = old.generate(draw_tokens(60), max_tokens=3)
+    lm.engine.forget()
     assert answer.tokens == lm.generate(draw_tokens(60), max_tokens=3).tokens
 
 
