@@ -61,7 +61,7 @@ def say(models, monkeypatch):
             return type(lm.engine).advance(engine, sequence, tokens, sampler)._replace(token=next(script))
 
         monkeypatch.setattr(engine, "advance", advance)
-        with lm.stream(prompt, **{"max_tokens": 500, **options}) as stream:
+        with lm.stream(prompt, **{"max_tokens": 500, "draft": "off", **options}) as stream:
             chunks = list(stream)
         done = stream.completion()
         assert "".join(chunk.text for chunk in chunks) == done.text
@@ -70,7 +70,8 @@ def say(models, monkeypatch):
         assert done.usage.completion_tokens == len(done.tokens)
         # Whatever was forced, the model has read prompt and answer, all but perhaps its last tokens.
         sent = lm.chat_prompt(prompt, **{k: v for k, v in options.items() if k in ASKED}).tokens
-        assert ran == [*sent, *done.tokens][: len(ran)] and len(ran) >= len(sent)
+        new = [*sent, *done.tokens][done.usage.reused_tokens :]
+        assert ran == new[: len(ran)] and len(ran) >= len(sent) - done.usage.reused_tokens
         return chunks, done
 
     return answer
@@ -297,7 +298,7 @@ def test_conversations_hold_what_was_forced(models):
     first = conversation.generate(ASK, thinking_budget=3, max_tokens=20, ignore_eos=True)
     prompt = [*lm.chat_prompt(ASK).tokens, *first.tokens]
     again = conversation.generate([*prompt, 9], max_tokens=5, ignore_eos=True)
-    assert again.usage.reused_tokens == len(prompt) - 1
+    assert again.usage.reused_tokens >= len(prompt) - 1
     assert again.tokens == lm.generate([*prompt, 9], max_tokens=5, ignore_eos=True).tokens
 
 

@@ -9,6 +9,9 @@ prompt.py        what a checkpoint says about text: tokenizer, stop tokens
 chat.py          messages, tools and thinking to a prompt, by the chat template
 reply.py         what an answer's tokens say: text, reasoning, tool calls
 sampling.py      how the next token is chosen
+drafts.py        guesses of the tokens that come next
+speculative.py   how many of them pay
+verify.py        which of them are right
 logprobs.py      how likely it was
 stop.py          strings that end an answer
 perplexity.py    how well a model predicts a text

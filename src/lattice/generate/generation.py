@@ -1,13 +1,15 @@
 """One running answer: a prompt goes in, chunks come out, one a token, until a stop token, a stop string or
 the limit.
 
-The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
-holds pages and nothing else; they go back when it ends, is closed, or nobody refers to it any more.
+The engine is asked for one step at a time, when the consumer wants the next chunk; a step that verified drafts
+gives several tokens, handed on one by one. Between chunks the answer holds pages and slots and nothing else. When it
+ends or is closed they become a prefix that later prompts may share; they go back when nobody refers to it any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -15,10 +17,11 @@ from typing import Any
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
 from lattice.generate.chat import ChatPrompt
-from lattice.generate.engine import Engine
+from lattice.generate.engine import Advance, Engine
 from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
 from lattice.generate.reply import Reply
 from lattice.generate.sampling import Sampler
+from lattice.generate.speculative import Speculation
 from lattice.tokenizers import Tokenizer, ToolCall, ToolCallDelta
 
 
@@ -40,11 +43,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer: of the prompt, how many of those were still in pages, and generated."""
+    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated; how many were
+    drafted on the way, and how many of the drafts were right."""
 
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -54,7 +60,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart.
+    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart. Where
+    drafts were right, one run of the model gave several of them.
 
     Waiting for other users of the model counts, but not in `native_seconds`; waiting for the consumer does
     not count.
@@ -121,43 +128,37 @@ class Generation(Iterator[Chunk]):
         limits: Limits,
         tokenizer: Tokenizer | None,
         *,
-        retain: bool = False,
+        speculation: Speculation | None = None,
         chat: ChatPrompt | None = None,
-        marks: Iterable[int] = (),
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
-        self.marks = tuple(marks)  # tokens of the prompt behind which a message ends
-        self._engine, self._sampler, self._limits, self._retain = engine, sampler, limits, retain
+        self._engine, self._sampler, self._limits = engine, sampler, limits
         self._tokenizer, self._reply = tokenizer, Reply(tokenizer, limits.stop, chat)
         self.logprobs: list[TokenLogprob] | None = None if sampler.logprobs is None else []
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
-        sequence.turn += 1
-        self._turn = sequence.turn
+        self._speculation = speculation
+        self._known = list(prompt) if speculation else []  # prompt and what was drawn
+        self._drawn: deque[Advance] = deque()  # by the last step, not handed on
+        self._overtaken = False
         self._sequence: Sequence | None = sequence
-        engine.pool.set_idle(sequence, False)
-        self._reused = sequence.keep(prompt)
+        self._reused, self.kept = sequence.reused, sequence.entries
         self._pending = prompt[self._reused :]  # tokens that the next step runs
         sampler.read(prompt)
-        engine.reserve(sequence, len(prompt) + limits.max_tokens)
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> Chunk:
         sequence = self._sequence
+        if self._overtaken:
+            raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         if sequence is None:
             raise StopIteration
-        if sequence.turn != self._turn:
-            raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
-        if self._reply.forced:
-            token, native, row = self._reply.forced.popleft(), 0.0, None
-        else:
-            token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
-            self._pending = []
+        token, native, row = self._next(sequence)
         chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
@@ -169,6 +170,25 @@ class Generation(Iterator[Chunk]):
         if chunk is None:
             raise StopIteration
         return chunk
+
+    def _next(self, sequence: Sequence) -> Advance:
+        """Return the next token: one that must follow, or one that is drawn, unless the last step drew it already."""
+        if self._reply.forced:
+            return self._know(Advance(self._reply.forced.popleft(), 0.0, None))
+        if not self._drawn:
+            if self._speculation is not None and self._prefill and len(self._pending) == 1:
+                room = self._limits.max_tokens - len(self.tokens)
+                drawn = self._speculation.step(self._known, min(room, self._reply.room or room))
+            else:
+                drawn = [self._engine.advance(sequence, self._pending, self._sampler)]
+            self._drawn.extend(map(self._know, drawn))
+        self._pending = []
+        return self._drawn.popleft()
+
+    def _know(self, advance: Advance) -> Advance:
+        if self._speculation is not None:
+            self._known.append(advance.token)
+        return advance
 
     def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
@@ -196,15 +216,17 @@ class Generation(Iterator[Chunk]):
         self.close()
 
     def close(self) -> None:
-        """End the answer here and give back its pages; a conversation keeps those of what has been run."""
+        """End the answer here; what has been run is kept for prompts that go on from it, until others need the room."""
         sequence, self._sequence = self._sequence, None
-        if sequence is None or sequence.turn != self._turn:
-            return
-        if self._retain:
-            sequence.shrink()
-            self._engine.pool.set_idle(sequence, True)
-        else:
-            sequence.clear()
+        if self._speculation is not None:
+            self._speculation.close(len(self._known) - 1 - len(self._drawn))
+        if sequence is not None:
+            self._engine.finish(sequence)
+
+    def overtake(self) -> None:
+        """End the answer because its conversation goes on without it; whoever asks it for more hears so."""
+        self._overtaken = self._sequence is not None
+        self.close()
 
     def __enter__(self) -> Generation:
         return self
@@ -215,7 +237,8 @@ class Generation(Iterator[Chunk]):
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, len(self.tokens), self._reused)
+        drafts = (self._speculation.drafted, self._speculation.accepted) if self._speculation else (0, 0)
+        return Usage(self._prompt_tokens, len(self.tokens), self._reused, *drafts)
 
     @property
     def timings(self) -> Timings:

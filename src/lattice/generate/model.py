@@ -18,15 +18,16 @@ import numpy as np
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
-from lattice.generate.cache import Sequence as Pages
 from lattice.generate.chat import ChatPrompt
 from lattice.generate.conversation import Conversation
+from lattice.generate.drafts import SmallerModel, check_same_tokens
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
 from lattice.generate.logprobs import check_logprobs
 from lattice.generate.perplexity import Perplexity, Progress, measure
 from lattice.generate.prompt import Messages, Prompt, Texts
 from lattice.generate.sampling import SamplingSettings, check_integer
+from lattice.generate.speculative import DRAFTS, Drafting
 from lattice.generate.stop import check_stop
 from lattice.models import family
 from lattice.tokenizers import Tokenizer
@@ -34,22 +35,49 @@ from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None) -> LanguageModel:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
+    cache_bytes: int | None = None,
+    draft: str | Path | None = "auto",
+) -> LanguageModel:
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype or context is not offered.
+    most 8192. `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
+    the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
+    source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
+    of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
+
+    Raises LatticeError where the source cannot be found, the model is not understood or generates
+    no text, or the device, dtype, context or draft is not offered.
     """
-    backend = select(device)
-    return LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context)
+    backend, opened = select(device), open_model(resolve(source), family)
+    lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
+    if draft is not None and draft not in DRAFTS:
+        opened = open_model(resolve(draft), family)
+        most = min(lm.context, opened.config.max_position_embeddings)
+        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, context=most, draft=None))
+    return lm
 
 
 class LanguageModel:
     """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
 
-    def __init__(self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None):
+    def __init__(
+        self,
+        opened: OpenModel,
+        backend: CpuBackend,
+        *,
+        dtype: str = "auto",
+        context: int | None = None,
+        cache_bytes: int | None = None,
+        draft: str | Path | None = "auto",
+    ):
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
             raise expected(
@@ -57,7 +85,10 @@ class LanguageModel:
             )
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
-        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
+        self._engine: Engine | None = Engine(
+            opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft_head=draft in ("auto", "mtp")
+        )
+        self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context {self._engine.context}"
@@ -89,6 +120,12 @@ class LanguageModel:
     def close(self) -> None:
         """Let go of weights and state; streams that are still open keep them until they end."""
         self._engine = None
+        self.drafting.sources.clear()
+
+    def draft_with(self, smaller: LanguageModel) -> None:
+        """Take drafts from a smaller model; LatticeError unless its tokens are the same."""
+        check_same_tokens(self.tokenizer, smaller.tokenizer, smaller._where)
+        self.drafting.sources["model"] = SmallerModel(smaller.engine)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -114,6 +151,7 @@ class LanguageModel:
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        draft: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool | None = None,
         thinking_budget: int | None = None,
@@ -127,7 +165,8 @@ class LanguageModel:
         `logit_bias` adds to the logits of token ids, from -100 to 100, or forbids them with -inf. With `logprobs`
         the completion says how likely the model itself held each token, and that many alternatives (0 to 20).
         A string of `stop` ends the answer and is not part of it; `ignore_eos` goes on past the model's own stop
-        tokens.
+        tokens. `draft` ("ngram", "mtp", "auto" or "off"; None: as loaded) says what guesses tokens ahead: with one
+        seed the answer is the same in any case.
 
         With messages: `tools` are schemas in OpenAI's form, and the completion has the `tool_calls` that the model
         made of them; its `message` and then {"role": "tool", "content": ...} for each result make the next prompt.
@@ -154,6 +193,7 @@ class LanguageModel:
                 frequency_penalty=frequency_penalty,
                 logit_bias=logit_bias,
                 logprobs=logprobs,
+                draft=draft,
                 tools=tools,
                 thinking=thinking,
                 thinking_budget=thinking_budget,
@@ -188,13 +228,13 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         logprobs: int | None = None,
-        sequence: Pages | None = None,
+        draft: str | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
         thinking: bool | None = None,
         thinking_budget: int | None = None,
         **settings: Any,
     ) -> Generation:
-        """Return the answer to `prompt` before its first step, on `sequence` if there is one to continue."""
+        """Return the answer to `prompt` before its first step."""
         engine = self.engine
         unknown = sorted(set(settings) - set(vars(self.sampling)))
         if unknown:
@@ -208,10 +248,11 @@ class LanguageModel:
         chat = self._texts.chat_prompt(prompt, **asked)
         tokens = engine.check(self._texts.tokens(prompt) if chat is None else chat.tokens, "generate")
         self._check_length(len(tokens), limits.max_tokens)
-        used = sequence if sequence is not None else engine.sequence()
+        self.drafting.names(draft)  # raises before anything is taken
         marks = () if chat is None else chat.marks
-        keep = sequence is not None
-        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=keep, chat=chat, marks=marks)
+        sequence = engine.begin(tokens, len(tokens) + limits.max_tokens, marks)
+        speculation = self.drafting.start(draft, sequence, sampler, tokens, limits.max_tokens)
+        return Generation(engine, sequence, tokens, sampler, limits, tokenizer, speculation=speculation, chat=chat)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:
