@@ -40,6 +40,22 @@ def write_tokenizer(directory: Path, vocab: int, bos: bool = False) -> None:
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
+def write_chat_tokenizer(directory: Path, template: str | None, markers: bool = True) -> None:
+    """Write a tokenizer of one character a token that can write calls and reasoning; `markers`: these are tokens."""
+    pieces = ["<unk>", "<|im_start|>", "<|im_end|>", *(f"<0x{byte:02X}>" for byte in "é".encode())]
+    special, added = pieces[1:3], ["<think>", "</think>", "<tool_call>"] if markers else []
+    pieces += list('abcdefghijklmnopqrstuvwxyz0123456789<>/=_|{}[]:,.!?- \n"')
+    tokenizer = Tokenizer(
+        models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>", byte_fallback=True)
+    )
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens(special)
+    tokenizer.add_tokens(added)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"eos_token": "<|im_end|>", **({} if template is None else {"chat_template": template})}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def copy_model(
     to: Path,
     name: str = "llama-untied",

@@ -18,6 +18,10 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<s> assistant {% endif %}"
 )
 
+THINKING = TEMPLATE.replace(
+    "<s> assistant ", "<s> assistant <think> {% if enable_thinking is false %}</think> {% endif %}"
+)
+
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file, making its directory."""
@@ -52,17 +56,18 @@ def write_encoder(directory: Path) -> Path:
     return directory
 
 
-def write_chat_model(directory: Path) -> Path:
+def write_chat_model(directory: Path, template: str = TEMPLATE) -> Path:
     """Write a language model of 70 words and 256 positions with a chat template; return its directory."""
     shutil.copytree(GOLDEN / "llama-untied", directory)
     special = ["<s>", "</s>", "[UNK]"]
-    vocabulary = [*special, "system", "user", "assistant", *(f"w{number}" for number in range(64))]
+    names = ["system", "user", "assistant", *(["<think>", "</think>"] if "<think>" in template else [])]
+    vocabulary = [*special, *names, *(f"w{number}" for number in range(67 - len(names)))]
     tokenizer = words(vocabulary)
     tokenizer.add_special_tokens(special)
     tokenizer.save(str(directory / "tokenizer.json"))
     write_json(
         directory / "tokenizer_config.json",
-        {"chat_template": TEMPLATE, "bos_token": "<s>", "eos_token": "</s>"},
+        {"chat_template": template, "bos_token": "<s>", "eos_token": "</s>"},
     )
     config = json.loads((directory / "config.json").read_text("utf-8"))
     write_json(directory / "config.json", config | {"eos_token_id": 1, "bos_token_id": 0})

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import write_chat_model, write_encoder
+from tiny_models import THINKING, write_chat_model, write_encoder
 from typer.testing import CliRunner
 
 from lattice.cli import app
@@ -25,6 +25,12 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the directory of a tiny language model with a chat template."""
     return str(write_chat_model(tmp_path_factory.mktemp("models") / "chat"))
+
+
+@pytest.fixture(scope="session")
+def thinking_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the directory of a tiny language model whose template lets it reason."""
+    return str(write_chat_model(tmp_path_factory.mktemp("models") / "thinking", THINKING))
 
 
 @pytest.fixture

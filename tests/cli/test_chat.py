@@ -68,6 +68,38 @@ def test_a_backslash_continues_a_line(cli, chat_model):
     assert [answer["tokens"] for answer in joined] == [answer["tokens"] for answer in plain]
 
 
+def test_reasoning_goes_to_standard_error(cli, thinking_model):
+    for command, given in (("chat", None), ("run", "w1")):
+        arguments = [command, *([given] if given else []), "-m", thinking_model, "-n", 9, "--thinking-budget", 3]
+        got = json.loads(cli(*arguments, "--json", input="w1\n").stdout)
+        model, asked = lattice.load(thinking_model), [{"role": "user", "content": "w1"}]
+        wanted = model.generate(asked, max_tokens=9, thinking_budget=3)
+        assert (got["tokens"], got["text"], got["reasoning"]) == (wanted.tokens, wanted.text, wanted.reasoning)
+        assert wanted.reasoning and wanted.text
+        done = cli(*arguments, input="w1\n")
+        assert done.stdout == f"{wanted.text}\n" and done.stderr.startswith(f"{wanted.reasoning}\n\n")
+        off = json.loads(cli(*arguments[:-2], "--no-think", "--json", input="w1\n").stdout)
+        assert off["tokens"] == model.generate(asked, max_tokens=9, thinking=False).tokens
+        assert off["usage"]["prompt_tokens"] == wanted.usage.prompt_tokens + 1  # the end of an empty reasoning
+
+
+def test_what_was_reasoned_is_not_told_again(cli, thinking_model):
+    first, second = answers(cli("chat", "-m", thinking_model, "-n", 9, "--json", input="w1\nw2\n"))
+    model = lattice.load(thinking_model)
+    messages = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": first["text"]},
+        {"role": "user", "content": "w2"},
+    ]
+    assert second["tokens"] == model.generate(messages, max_tokens=9).tokens
+
+
+def test_thinking_needs_a_model_that_thinks(cli, chat_model, refused):
+    refused(cli("chat", "-m", chat_model, "--think", input="w1\n"), "a model that thinks")
+    refused(cli("run", "w1", "-m", chat_model, "--thinking-budget", 5), "a model that thinks")
+    assert cli("run", "w1", "-m", chat_model, "-n", 3, "--no-think").exit_code == 0
+
+
 @pytest.mark.parametrize("leave", ["/exit", "/quit", "/bye"])
 def test_leaving(cli, chat_model, leave):
     done = cli("chat", "-m", chat_model, input=f"{leave}\nw1\n")
@@ -111,13 +143,13 @@ class Slow:
 
     def __init__(self, signals):
         self.signals, self.closed, self.prompts = signals, 0, []
-        self.tokenizer = SimpleNamespace(
-            chat_template=lambda: SimpleNamespace(render=lambda messages: [dict(m) for m in messages]),
-            encode=lambda prompt, add_special: self.prompts.append(prompt) or [1],
-        )
+
+    def chat_prompt(self, messages):
+        self.prompts.append([dict(message) for message in messages])
+        return SimpleNamespace(tokens=[1])
 
     def conversation(self):
-        return SimpleNamespace(clear=lambda: None, stream=lambda tokens, **options: SlowAnswer(self))
+        return SimpleNamespace(clear=lambda: None, stream=lambda prompt, **options: SlowAnswer(self))
 
 
 class SlowAnswer:
@@ -140,7 +172,7 @@ class SlowAnswer:
                 for _ in range(self.model.signals):
                     os.kill(os.getpid(), signal.SIGINT)
             self.tokens.append(number)
-            yield SimpleNamespace(text=f"w{number} ", token=number)
+            yield SimpleNamespace(text=f"w{number} ", token=number, reasoning="")
 
 
 def test_ctrl_c_ends_the_answer_and_keeps_what_was_written(capsys):

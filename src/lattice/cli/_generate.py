@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import typer
 
+from lattice.cli._app import style
+
 if TYPE_CHECKING:
-    from lattice.generate import Completion, Generation, TokenLogprob
+    from lattice.generate import Chunk, Completion, Generation, TokenLogprob
 
 TEMPERATURE = typer.Option(None, "--temperature", "-t", help="0 is greedy; the model's own default if not given.")
 TOP_P = typer.Option(None, "--top-p", help="Draw among the likeliest tokens that have this probability together.")
@@ -27,12 +29,18 @@ LOGIT_BIAS = typer.Option(
 )
 SEED = typer.Option(None, "--seed", help="Draw the same every time.")
 STOP = typer.Option(None, "--stop", help="End the answer before this text; may be given again.")
+THINK = typer.Option(
+    None, "--think/--no-think", help="Reason before the answer, or not; the model's own default if not given."
+)
+THINKING_BUDGET = typer.Option(
+    None, "--thinking-budget", metavar="N", min=0, help="Most tokens of reasoning; 0 is none."
+)
 CONTEXT = typer.Option(None, "--context", help="Most tokens of prompt and answer together.")
 
 
-def clean(text: str) -> str:
+def clean(text: str, stream: IO[str] | None = None) -> str:
     """Return text without the characters that a terminal would obey; a pipe gets what the model wrote."""
-    if not sys.stdout.isatty():
+    if not (stream or sys.stdout).isatty():
         return text
     return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c < "\xa0"))
 
@@ -41,6 +49,31 @@ def write(text: str) -> None:
     """Write a piece of an answer at once."""
     sys.stdout.write(clean(text))
     sys.stdout.flush()
+
+
+class Writer:
+    """Writes an answer as it comes: text to standard output, reasoning to standard error, grey on a terminal."""
+
+    def __init__(self) -> None:
+        self._reasoned = False  # and its last line is still open
+
+    def __call__(self, chunk: Chunk) -> None:
+        """Write what is new."""
+        if chunk.reasoning:
+            text = clean(chunk.reasoning, sys.stderr)
+            sys.stderr.write(style(text, sys.stderr, dim=True))
+            sys.stderr.flush()
+            self._reasoned = True
+        if chunk.text:
+            self.end()
+            write(chunk.text)
+
+    def end(self) -> None:
+        """End the reasoning, if there was any."""
+        if self._reasoned:
+            sys.stderr.write("\n\n")
+            sys.stderr.flush()
+            self._reasoned = False
 
 
 def parse_bias(given: Sequence[str] | None) -> dict[int, float] | None:
@@ -67,6 +100,7 @@ def as_dict(model: str, completion: Completion) -> dict[str, Any]:
     return {
         "model": model,
         "text": completion.text,
+        **({} if not completion.reasoning else {"reasoning": completion.reasoning}),
         "finish_reason": completion.finish_reason,
         "tokens": completion.tokens,
         **({} if entries is None else {"logprobs": entries}),

@@ -1,8 +1,8 @@
 """`lattice chat`: a conversation, line by line.
 
 Works with a person at a terminal and with lines from a pipe alike. Ctrl-C ends an answer and keeps what was
-written of it; at the prompt it leaves. Every turn gives the model all messages again; only what is new of
-them is run.
+written of it; at the prompt it leaves. Every turn gives the model all messages again, without what it reasoned; only
+what is new of them is run.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ from lattice.cli._generate import (
     SEED,
     STOP,
     TEMPERATURE,
+    THINK,
+    THINKING_BUDGET,
     TOP_K,
     TOP_P,
+    Writer,
     as_dict,
     note,
     parse_bias,
@@ -70,6 +73,8 @@ def chat(
     logit_bias: list[str] | None = LOGIT_BIAS,
     seed: int | None = SEED,
     stop: list[str] | None = STOP,
+    think: bool | None = THINK,
+    thinking_budget: int | None = THINKING_BUDGET,
     context: int | None = CONTEXT,
     dtype: str = DTYPE,
     json: bool = typer.Option(False, "--json", help="Print one JSON object an answer, one a line."),
@@ -77,13 +82,14 @@ def chat(
     """Talk with a model; /help lists what else can be typed."""
     bias = parse_bias(logit_bias)
     lm = load(model, dtype=dtype, context=context)
-    lm.tokenizer.chat_template()  # raises now where there is none
+    asked = dict(thinking=think, thinking_budget=thinking_budget)
+    lm.chat_prompt([{"role": "user", "content": "x"}], **asked)  # raises now what would fail every time
     options = dict(
         temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed, stop=stop or None,
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=bias,
     )  # fmt: skip
-    session = Session(model, lm, max_tokens, options, json, system)
+    session = Session(model, lm, max_tokens, options, json, system, asked)
     if sys.stdin.isatty():
         note(f"{model}, {lm.context} tokens of context. /help for commands, Ctrl-D to leave.")
     for line in _lines():
@@ -104,6 +110,7 @@ class Session:
     options: dict[str, Any]
     json: bool
     system: str | None
+    thinking: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -160,35 +167,37 @@ class Session:
 
     def _answer(self) -> str:
         """Stream the answer to the messages and return its text, also where Ctrl-C ended it."""
-        prompt = self.model.tokenizer.chat_template().render(self.messages)
-        tokens = self.model.tokenizer.encode(prompt, add_special=False)
-        room = self.model.context - len(tokens)
+        prompt = self.model.chat_prompt(self.messages, **self.thinking)
+        room = self.model.context - len(prompt.tokens)
         if room < LEAST_ROOM:
             raise LatticeError(f"the conversation has filled the context of {self.model.context} tokens\nhint: /reset")
-        pieces = []
+        pieces, reasoned, out = [], [], Writer()
         with (
             _interrupts() as interrupted,
-            self.conversation.stream(tokens, max_tokens=min(self.max_tokens, room), **self.options) as answer,
+            self.conversation.stream(prompt, max_tokens=min(self.max_tokens, room), **self.options) as answer,
         ):
             for chunk in answer:
                 pieces.append(chunk.text)
+                reasoned.append(chunk.reasoning)
                 if not self.json:
-                    write(chunk.text)
+                    out(chunk)
                 if interrupted:
                     break
         text = "".join(pieces)
         if self.json:
-            emit(_object(self.name, answer, text))
+            emit(_object(self.name, answer, text, "".join(reasoned)))
         else:
+            out.end()
             write("\n")
             note(("stopped, " if answer.finish_reason is None else "") + summary(answer))
         return text
 
 
-def _object(name: str, answer: Any, text: str) -> dict[str, Any]:
+def _object(name: str, answer: Any, text: str, reasoning: str) -> dict[str, Any]:
     """Return an answer as --json prints it; one that Ctrl-C ended is not a completion."""
     if answer.finish_reason is None:
-        return {"model": name, "text": text, "finish_reason": "interrupted", "tokens": answer.tokens}
+        given = {"text": text, **({"reasoning": reasoning} if reasoning else {})}
+        return {"model": name, **given, "finish_reason": "interrupted", "tokens": answer.tokens}
     return as_dict(name, answer.completion())
 
 

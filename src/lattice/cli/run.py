@@ -15,8 +15,11 @@ from lattice.cli._generate import (
     SEED,
     STOP,
     TEMPERATURE,
+    THINK,
+    THINKING_BUDGET,
     TOP_K,
     TOP_P,
+    Writer,
     as_dict,
     note,
     parse_bias,
@@ -32,6 +35,7 @@ def register(app: typer.Typer) -> None:
         short_help="Answer one prompt.",
         epilog=example(
             'lattice run "Why is the sky blue?"',
+            'lattice run --model ./qwen3.5 --thinking-budget 200 -n 600 "How many r are in strawberry?"',
             'lattice run --raw --max-tokens 20 "Once upon a time"',
             'lattice run --raw --json --max-tokens 1 --logprobs 5 "The capital of France is"',
         ),
@@ -54,6 +58,8 @@ def run(
     logit_bias: list[str] | None = LOGIT_BIAS,
     seed: int | None = SEED,
     stop: list[str] | None = STOP,
+    think: bool | None = THINK,
+    thinking_budget: int | None = THINKING_BUDGET,
     context: int | None = CONTEXT,
     dtype: str = DTYPE,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how fast it was, on standard error."),
@@ -62,7 +68,8 @@ def run(
     ),
     json: bool = JSON,
 ) -> None:
-    """Answer one prompt: through the model's chat template if it has one, else by continuing the text."""
+    """Answer one prompt: through the model's chat template if it has one, else by continuing the text. What a model
+    reasons before its answer goes to standard error."""
     if system is not None and raw:
         raise typer.BadParameter("a system message needs the chat template", param_hint="--system with --raw")
     if logprobs is not None and not json:
@@ -78,14 +85,17 @@ def run(
         max_tokens=max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, seed=seed,
         stop=stop or None, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
         frequency_penalty=frequency_penalty, logit_bias=bias, logprobs=logprobs,
+        thinking=think, thinking_budget=thinking_budget,
     )  # fmt: skip
     with lm.stream(asked, **options) as answer:
+        out = Writer()
         for chunk in answer:
             if not json:
-                write(chunk.text)
+                out(chunk)
         if json:
             emit(as_dict(model, answer.completion()))
         else:
+            out.end()
             write("\n")
         if verbose:
             note(summary(answer))

@@ -1,29 +1,34 @@
 """One running answer: a prompt goes in, chunks come out, one a token, until a stop token, a stop string or
 the limit.
 
-The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
-holds pages and a slot and nothing else. When it ends or is closed they become a prefix that later prompts may share;
-they go back when nobody refers to it any more.
+The engine is asked for one step at a time, when the consumer wants the next chunk; a step that verified drafts
+gives several tokens, handed on one by one. Between chunks the answer holds pages and slots and nothing else. When it
+ends or is closed they become a prefix that later prompts may share; they go back when nobody refers to it any more.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import Any
 
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
-from lattice.generate.engine import Engine
+from lattice.generate.chat import ChatPrompt
+from lattice.generate.engine import Advance, Engine
 from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
+from lattice.generate.reply import Reply
 from lattice.generate.sampling import Sampler
-from lattice.generate.stop import StopStrings
-from lattice.tokenizers import Decoder, Tokenizer
+from lattice.generate.speculative import Speculation
+from lattice.tokenizers import Tokenizer, ToolCall, ToolCallDelta
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one step added: text that is final (often that of the token, possibly empty), and the token.
+    """What one step added: text that is final (often that of the token, possibly empty), and the token; of an answer to
+    messages also what it reasoned, and pieces of tool calls.
 
     The last chunk has no token where only text that was held back remains. Without a tokenizer there is no
     text.
@@ -32,15 +37,20 @@ class Chunk:
     text: str
     token: int | None
     logprob: TokenLogprob | None = None  # of the token, where the answer was asked for logprobs
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated."""
+    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated; how many were
+    drafted on the way, and how many of the drafts were right."""
 
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -50,7 +60,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart.
+    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart. Where
+    drafts were right, one run of the model gave several of them.
 
     Waiting for other users of the model counts, but not in `native_seconds`; waiting for the consumer does
     not count.
@@ -65,14 +76,17 @@ class Timings:
 @dataclass(frozen=True)
 class Completion:
     """A finished answer. `tokens` are without the stop token, but with those of a stop string; `logprobs` has one entry
-    a token, or is None where nobody asked."""
+    a token, or is None where nobody asked. `reasoning` is None where the model has none, or was given no messages;
+    `tool_calls` are the whole ones, and where there are any and nothing cut the answer short, they are its reason."""
 
     tokens: list[int]
-    finish_reason: str  # "stop" | "length"
+    finish_reason: str  # "stop" | "length" | "tool_calls"
     usage: Usage
     timings: Timings
     logprobs: list[TokenLogprob] | None = None
     decoded: str | None = field(default=None, repr=False)  # the text, or None without a tokenizer
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -81,6 +95,16 @@ class Completion:
             got = "no tokenizer.json that can be read"
             raise expected("generate", "a model with a tokenizer", got, hint=".tokens has the answer as token ids")
         return self.decoded
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """The answer as a message, for the next turn's prompt."""
+        found: dict[str, Any] = {"role": "assistant", "content": self.text}
+        if self.reasoning:
+            found["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            found["tool_calls"] = [call.as_dict() for call in self.tool_calls]
+        return found
 
 
 @dataclass(frozen=True)
@@ -103,17 +127,21 @@ class Generation(Iterator[Chunk]):
         sampler: Sampler,
         limits: Limits,
         tokenizer: Tokenizer | None,
+        *,
+        speculation: Speculation | None = None,
+        chat: ChatPrompt | None = None,
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
         self._engine, self._sampler, self._limits = engine, sampler, limits
-        self._tokenizer, self._stops = tokenizer, StopStrings(limits.stop)
-        self._decoder: Decoder | None = None if tokenizer is None else tokenizer.stream()
+        self._tokenizer, self._reply = tokenizer, Reply(tokenizer, limits.stop, chat)
         self.logprobs: list[TokenLogprob] | None = None if sampler.logprobs is None else []
-        self._pieces: list[str] = []
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
+        self._speculation = speculation
+        self._known = list(prompt) if speculation else []  # prompt and what was drawn
+        self._drawn: deque[Advance] = deque()  # by the last step, not handed on
         self._overtaken = False
         self._sequence: Sequence | None = sequence
         self._reused, self.kept = sequence.reused, sequence.entries
@@ -130,7 +158,7 @@ class Generation(Iterator[Chunk]):
         if sequence is None:
             raise StopIteration
         started = perf_counter()
-        token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+        token, native, row = self._next(sequence)
         chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
@@ -143,44 +171,55 @@ class Generation(Iterator[Chunk]):
             raise StopIteration
         return chunk
 
+    def _next(self, sequence: Sequence) -> Advance:
+        """Return the next token: one that must follow, or one that is drawn, unless the last step drew it already."""
+        if self._reply.forced:
+            return self._know(Advance(self._reply.forced.popleft(), 0.0, None))
+        if not self._drawn:
+            if self._speculation is not None and self._prefill and len(self._pending) == 1:
+                room = self._limits.max_tokens - len(self.tokens)
+                drawn = self._speculation.step(self._known, min(room, self._reply.room or room))
+            else:
+                drawn = [self._engine.advance(sequence, self._pending, self._sampler)]
+            self._drawn.extend(map(self._know, drawn))
+        self._pending = []
+        return self._drawn.popleft()
+
+    def _know(self, advance: Advance) -> Advance:
+        if self._speculation is not None:
+            self._known.append(advance.token)
+        return advance
+
     def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
         limits = self._limits
         if token in limits.stop_tokens:
-            rest = self._rest()
+            rest = self._reply.finish()
             self._end("stop")
-            self._pieces.append(rest)
-            return Chunk(rest, None) if rest else None
+            return Chunk(rest.text, None, None, rest.reasoning, rest.tool_calls) if any(rest) else None
         self.tokens.append(token)
-        self._pending = [token]
+        self._pending.append(token)
         self._sampler.draw(token)
         logprob = None
-        if self.logprobs is not None and row is not None:
+        if self.logprobs is not None:
             logprob = describe(token, row, self._sampler.logprobs or 0, self._tokenizer)
             self.logprobs.append(logprob)
-        text = "" if self._decoder is None else self._stops.push(self._decoder.push(token))
-        if len(self.tokens) == limits.max_tokens and self._stops.matched is None:
-            text += self._rest()
-            self._end("length" if self._stops.matched is None else "stop")
-        elif self._stops.matched is not None:
+        piece = self._reply.push(token, last=len(self.tokens) == limits.max_tokens)
+        if self._reply.stopped:
             self._end("stop")
-        if text:
-            self._pieces.append(text)
-        return Chunk(text, token, logprob)
-
-    def _rest(self) -> str:
-        if self._decoder is None:
-            return ""
-        text = self._stops.push(self._decoder.finish())
-        return text + self._stops.finish()
+        elif len(self.tokens) == limits.max_tokens:
+            self._end("length")
+        return Chunk(piece.text, token, logprob, piece.reasoning, piece.tool_calls)
 
     def _end(self, reason: str) -> None:
-        self.finish_reason = reason
+        self.finish_reason = "tool_calls" if reason == "stop" and self._reply.calls else reason
         self.close()
 
     def close(self) -> None:
         """End the answer here; what has been run is kept for prompts that go on from it, until others need the room."""
         sequence, self._sequence = self._sequence, None
+        if self._speculation is not None:
+            self._speculation.close(len(self._known) - 1 - len(self._drawn))
         if sequence is not None:
             self._engine.finish(sequence)
 
@@ -198,7 +237,8 @@ class Generation(Iterator[Chunk]):
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, len(self.tokens), self._reused)
+        drafts = (self._speculation.drafted, self._speculation.accepted) if self._speculation else (0, 0)
+        return Usage(self._prompt_tokens, len(self.tokens), self._reused, *drafts)
 
     @property
     def timings(self) -> Timings:
@@ -209,8 +249,9 @@ class Generation(Iterator[Chunk]):
         """Return the finished answer; LatticeError before its end."""
         if self.finish_reason is None:
             raise expected("stream", "an answer that has come to its end", f"one of {len(self.tokens)} tokens so far")
-        text = None if self._decoder is None else "".join(self._pieces)
-        return Completion(self.tokens, self.finish_reason, self.usage, self.timings, self.logprobs, text)
+        reply, logprobs = self._reply, self.logprobs
+        given = (self.usage, self.timings, logprobs, reply.text, reply.reasoning, reply.calls)
+        return Completion(self.tokens, self.finish_reason, *given)
 
 
 def run(generation: Generation) -> Completion:

@@ -6,6 +6,7 @@ same answer has the same numbers however it was drawn, and exp(-mean) of them is
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +31,8 @@ class RowLogprobs(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token, its text behind other tokens (None without a tokenizer; U+FFFD where it holds a part of a code point
-    only), the natural logarithm of its probability, and the likeliest tokens in its place, the likeliest first."""
+    only), the natural logarithm of its probability, and the likeliest tokens in its place, the likeliest first. A token
+    that nobody drew, because a thinking budget was spent, has NaN and no others."""
 
     token: int
     text: str | None
@@ -38,12 +40,14 @@ class TokenLogprob:
     top: tuple[TokenLogprob, ...] = ()
 
 
-def describe(token: int, row: RowLogprobs, count: int, tokenizer: Tokenizer | None) -> TokenLogprob:
-    """Return the entry of a token that was drawn, with `count` alternatives."""
+def describe(token: int, row: RowLogprobs | None, count: int, tokenizer: Tokenizer | None) -> TokenLogprob:
+    """Return the entry of a token that was drawn, with `count` alternatives; without a row, of one that was forced."""
 
     def text(token: int) -> str | None:
         return None if tokenizer is None else tokenizer.token_text(token)
 
+    if row is None:
+        return TokenLogprob(token, text(token), math.nan)
     pairs = list(zip(row.top_ids, row.top, strict=True))[:count]
     top = tuple(TokenLogprob(other, text(other), value) for other, value in pairs)
     return TokenLogprob(token, text(token), row.chosen, top)
@@ -54,6 +58,6 @@ def check_logprobs(value: object) -> int | None:
     return None if value is None else check_integer("logprobs", value, 0, MOST)
 
 
-def row_of(outputs: dict[str, np.ndarray]) -> RowLogprobs:
-    """Return the first row of what the program computed."""
-    return RowLogprobs(float(outputs["chosen"][0]), outputs["top_ids"][0].tolist(), outputs["top"][0].tolist())
+def row_of(outputs: dict[str, np.ndarray], row: int = 0) -> RowLogprobs:
+    """Return a row of what the program computed."""
+    return RowLogprobs(float(outputs["chosen"][row]), outputs["top_ids"][row].tolist(), outputs["top"][row].tolist())

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from lattice.errors import FormatError, LatticeError, expected
-from lattice.tokenizers import ChatTemplate, Tokenizer, load_gguf_tokenizer, load_tokenizer
+from lattice.generate.chat import Chat, ChatPrompt
+from lattice.tokenizers import Tokenizer, load_gguf_tokenizer, load_tokenizer
 from lattice.weights.checkpoint import Checkpoint, read_config
 from lattice.weights.sources import home
 
@@ -22,7 +23,7 @@ ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|endoftext|
 GGUF_ENDS = ("eos_token_id", "eot_token_id", "eom_token_id")
 
 Messages = Sequence[Mapping[str, Any]]
-Prompt = str | Messages | Sequence[int] | np.ndarray
+Prompt = str | Messages | ChatPrompt | Sequence[int] | np.ndarray
 
 
 class Texts:
@@ -57,9 +58,9 @@ class Texts:
         return self._found
 
     @cached_property
-    def template(self) -> ChatTemplate:
-        """The compiled chat template; LatticeError where there is none."""
-        return self.need_tokenizer().chat_template()
+    def chat(self) -> Chat:
+        """The chat template and what it can do; LatticeError where there is none."""
+        return Chat(self.need_tokenizer(), self.stop_tokens, chatml=self._checkpoint.kind == "gguf")
 
     @cached_property
     def adds_bos(self) -> bool:
@@ -82,20 +83,24 @@ class Texts:
         return frozenset(found)
 
     def tokens(self, prompt: Any) -> Any:
-        """Return the tokens of a text or of messages (laid out by the chat template); ids pass unchecked."""
-        if isinstance(prompt, str):
-            return self.need_tokenizer().encode(prompt)
-        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, Sequence | np.ndarray):
+        """Return the tokens of a text; ids pass unchecked."""
+        return self.need_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+
+    def chat_prompt(self, prompt: Any, **asked: Any) -> ChatPrompt | None:
+        """Return messages laid out as a prompt with what is `asked` of it (`Chat.prompt`), None for a text or ids."""
+        given = sorted(name for name, value in asked.items() if value is not None)
+        if isinstance(prompt, ChatPrompt):
+            if given:
+                raise expected("generate", f"{given[0]} where the prompt is made of messages", "a finished prompt")
+            return prompt
+        if isinstance(prompt, bytes | Mapping) or not isinstance(prompt, str | Sequence | np.ndarray):
             wanted = "a text, a list of messages or a list of token ids"
             raise expected("generate", wanted, type(prompt).__name__)
-        if not any(isinstance(item, Mapping) for item in prompt[:1]):
-            return prompt
-        messages: list[Any] = list(prompt)
-        for message in messages:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise expected("generate", "messages with a role and content", repr(message)[:80])
-        text = self.template.render(messages)
-        return self.need_tokenizer().encode(text, add_special=False)  # the template writes its own
+        if not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt[:1]):
+            return self.chat.prompt(list(prompt), **asked)
+        if given:
+            raise expected("generate", f"messages with {given[0]}", "a text or token ids")
+        return None
 
 
 def _anew(error: LatticeError) -> LatticeError:

@@ -17,7 +17,7 @@ OUTPUT = 1 << 20  # characters of a rendering, and of any one value
 BUILT = 16 << 20  # characters of all values that one render builds
 NODE = 8  # what one item of a container weighs, in characters: 131,072 items are a full value
 INTEGER_BITS = 4096  # of a product or power
-SECONDS = 0.2  # of one render
+SECONDS, MESSAGE_SECONDS = 0.2, 0.01  # of one render, and more for every message: long talks are honest
 COMPILE_SECONDS = 1.0
 FILENAME = "<chat template>"
 

@@ -34,6 +34,7 @@ from lattice.tokenizers._budget import (
     COMPILE_SECONDS,
     FILENAME,
     INTEGER_BITS,
+    MESSAGE_SECONDS,
     OUTPUT,
     SECONDS,
     Budget,
@@ -335,8 +336,9 @@ def compiled(sandbox: Sandbox, source: str) -> jinja2.Template:
 
 
 def render(sandbox: Sandbox, template: jinja2.Template, variables: Mapping[str, Any]) -> str:
-    """Return the text of a template, within `SECONDS` and `OUTPUT`; raises `Stop` past a limit."""
-    sandbox.budget.start(SECONDS)
+    """Return the text of a template, within `SECONDS`, `MESSAGE_SECONDS` more a message, and `OUTPUT`; raises `Stop`
+    past a limit."""
+    sandbox.budget.start(SECONDS + MESSAGE_SECONDS * len(variables.get("messages") or ()))
     with Tracer(sandbox.budget):
         return sandbox.concat(_parts(template, variables))
 

@@ -1,9 +1,9 @@
 """Chat templates: from messages to the text of a prompt, as the model's own Jinja template lays it out.
 
 This is the safe entrance: `ChatTemplate` compiles and renders a template that came from a model file, within
-limits on its source (64 KiB), time (200 ms a render), and size (1 MiB of output). How they are kept is told
-in `_sandbox.py`. Not here: which template a model has (`Tokenizer.chat_template`), and reading tool calls out
-of an answer.
+limits on its source (64 KiB), time (200 ms a render and 10 ms a message), and size (1 MiB of output). How they are
+kept is told in `_sandbox.py`. Not here: which template a model has (`Tokenizer.chat_template`), and reading tool
+calls out of an answer (`tool_calls.py`).
 
 The variables and functions that a template sees are those of transformers' `apply_chat_template`, whose
 results are the goldens of the tests.
