@@ -170,7 +170,7 @@ def test_decoding_writes_only_what_moved(lm, monkeypatch):
 # ---- what goes wrong ---------------------------------------------------------------------------------------
 @pytest.mark.parametrize("after", [1, 3])
 def test_an_interrupted_step_leaves_no_prefix_behind(hybrid, monkeypatch, after):
-    stream = hybrid.stream(PROMPT, max_tokens=20)
+    stream = hybrid.stream(PROMPT, max_tokens=20, draft="off")
     for _ in range(after):
         next(stream)
     entries = lengths(hybrid.engine)
@@ -186,6 +186,9 @@ def test_an_interrupted_step_leaves_no_prefix_behind(hybrid, monkeypatch, after)
     monkeypatch.undo()
     with pytest.raises(LatticeError, match="interrupted"):
         next(stream)
+    sampler, spare = hybrid.engine.sampler(hybrid.sampling), hybrid.engine.take_slots(2)
+    with pytest.raises(LatticeError, match="interrupted"):
+        hybrid.engine.verify(stream._sequence, 1, [2, 3], sampler, spare)
     stream.close()
     assert lengths(hybrid.engine) == entries
     assert hybrid.generate(PROMPT, max_tokens=20).tokens == fresh(hybrid, PROMPT, 20)
@@ -368,7 +371,8 @@ def test_streams_over_little_memory(tmp_path, kind):
     other = load(path)
     pool = other.engine.pool
     budget = BUDGET_PAGES * pool.pages.nbytes + BUDGET_SLOTS * pool.slots.nbytes
-    machine = type("Machine", (Streams,), {"lm": load(path, cache_bytes=budget), "other": other, "answers": {}})
+    lm = load(path, cache_bytes=budget, draft=None)  # whose depth follows from timings, so runs would not repeat
+    machine = type("Machine", (Streams,), {"lm": lm, "other": other, "answers": {}})
     machine.TestCase.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
     machine.TestCase().runTest()
 
@@ -381,5 +385,5 @@ def test_a_default_budget_leaves_the_machine_most_of_its_memory(tmp_path, monkey
     for memory in (8 * two, 5 * one, 1):
         monkeypatch.setattr(engine_module, "_memory", lambda memory=memory: memory)
         found.append(load(path).engine.pool.budget)
-    assert pool.budget == two + 16 * pool.slots.nbytes
+    assert pool.budget >= two + 16 * pool.slots.nbytes
     assert found == [min(2 * two, pool.budget), 5 * one // 4, one]

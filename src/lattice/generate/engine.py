@@ -336,6 +336,8 @@ class Engine:
         if len(drafts) > (min(self.drafts, len(spare)) if self.recurrent else self.drafts):
             raise expected("engine", f"at most {self.drafts} drafts, a spare slot for each", len(drafts))
         verifier = self.verifier()
+        if self.recurrent:
+            self._own_slot(sequence)
         with self.lock:
             return verifier.run(sequence, token, drafts, sampler, spare)
 
@@ -365,6 +367,12 @@ class Engine:
         """Return whether the recurrent state is that behind the sequence's tokens: no step was interrupted."""
         return not (self.recurrent and sequence.tokens) or sequence.slot is not None
 
+    def _own_slot(self, sequence: cache.Sequence) -> cache.Held:
+        """Return the slot that a sequence saves to; LatticeError where its state does not fit its tokens."""
+        if sequence.own is None or not self._whole(sequence):
+            raise expected("engine", "a sequence whose last step came to its end", "one that was interrupted")
+        return sequence.own
+
     def _write(self, plan: CpuPlan, sequence: cache.Sequence, tokens: Sequence[int], rows: int) -> list[Kept]:
         """Write a step into a plan's buffers; return the prefixes that are whole once it has run."""
         start, count = len(sequence), len(tokens)
@@ -372,12 +380,11 @@ class Engine:
         kept: list[Kept] = [Kept(mark, None) for mark in marks]
         slots = saves = None
         if self.recurrent:
-            if sequence.own is None or not self._whole(sequence):
-                raise expected("engine", "a sequence whose last step came to its end", "one that was interrupted")
+            own = self._own_slot(sequence)
             kept = self._slots_for(sequence, marks)
-            slots = [(sequence.slot or sequence.own).index]
+            slots = [(sequence.slot or own).index]
             saves = np.full(count, -1, np.int32)
-            saves[-1] = sequence.own.index
+            saves[-1] = own.index
             saves[[mark - start - 1 for mark, _ in kept]] = [slot.index for _, slot in kept if slot is not None]
         wanted = range(count - rows, count)
         table = sequence.table

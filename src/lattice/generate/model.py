@@ -51,7 +51,9 @@ def load(
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
     most 8192. `cache_bytes` is the most memory for the state of answers and of prefixes that later prompts may
     share, taken as it is used; by default two sequences of the full context and sixteen recurrent states, at most
-    a quarter of the machine's memory, and always one sequence. `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
+    a quarter of the machine's memory, and always one sequence.
+
+    `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
     the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
     source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
     of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
