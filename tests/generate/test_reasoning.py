@@ -119,6 +119,16 @@ def test_marks_are_where_messages_end(goldens, tmp_path):
     assert last in after.marks and after.tokens[:last] == before.tokens[:last]
 
 
+def test_marks_reach_the_engine(models, monkeypatch):
+    lm, seen = models["switch"], []
+    begin = lm.engine.begin
+    monkeypatch.setattr(lm.engine, "begin", lambda *given: seen.append(given) or begin(*given))
+    lm.generate(ASK, max_tokens=1)
+    lm.generate("abc", max_tokens=1)
+    prompt = lm.chat_prompt(ASK)
+    assert [given[2] for given in seen] == [prompt.marks, ()] and len(prompt.marks) == 1
+
+
 def test_what_a_template_cannot_do_is_said(models):
     lm = models["plain"]
     with pytest.raises(LatticeError, match="knows tools"):
