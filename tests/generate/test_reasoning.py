@@ -11,12 +11,14 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import copy_model, write_chat_tokenizer
+from small_models import copy_model, hybrid_model, write_chat_tokenizer
 
 from lattice.errors import LatticeError, LatticeWarning
 from lattice.generate import load
 from lattice.generate.chat import Chat
+from lattice.generate.drafts import Drafter, Source
 from lattice.generate.prompt import Texts
+from lattice.generate.speculative import Choice, Costs
 from lattice.tokenizers import ReasoningSplitter, load_tokenizer
 from lattice.tokenizers.reasoning import CLOSE, OPEN
 
@@ -115,6 +117,16 @@ def test_marks_are_where_messages_end(goldens, tmp_path):
     before, after = chat.prompt(messages), chat.prompt(longer)
     last = before.marks[-1]
     assert last in after.marks and after.tokens[:last] == before.tokens[:last]
+
+
+def test_marks_reach_the_engine(models, monkeypatch):
+    lm, seen = models["switch"], []
+    begin = lm.engine.begin
+    monkeypatch.setattr(lm.engine, "begin", lambda *given: seen.append(given) or begin(*given))
+    lm.generate(ASK, max_tokens=1)
+    lm.generate("abc", max_tokens=1)
+    prompt = lm.chat_prompt(ASK)
+    assert [given[2] for given in seen] == [prompt.marks, ()] and len(prompt.marks) == 1
 
 
 def test_what_a_template_cannot_do_is_said(models):
@@ -275,21 +287,61 @@ def test_forced_tokens_count_for_the_limit_and_have_no_probability(say):
     assert say("switch", "0123456789", thinking_budget=3, logprobs=0)[1].text == "3456789"
 
 
-def test_what_follows_a_forced_end_is_what_the_model_says_behind_it(models):
-    lm = models["switch"]
-    for options in (
-        dict(temperature=0),
-        dict(temperature=1, seed=5),
-        dict(seed=5, frequency_penalty=1.5, temperature=1),
-    ):
-        done = lm.generate(ASK, thinking_budget=6, max_tokens=40, ignore_eos=True, **options)
-        again = lm.generate(ASK, max_tokens=40, ignore_eos=True, **options)
-        assert done.tokens[:6] == again.tokens[:6]
-        at = done.tokens.index(lm.tokenizer.encode("\n")[0], 6) + len(lm.tokenizer.encode(f"\n{CLOSE}\n\n"))
-        prompt = lm.chat_prompt(ASK).tokens
+class Foreseen(Source, Drafter):
+    """Drafts that are what the answer was without them."""
+
+    def __init__(self, prompt: list[int], answer: list[int]):
+        self.text = [*prompt, *answer]
+
+    def start(self, sequence, sampler, prompt, max_tokens):
+        return self
+
+    def kind(self, tokens):
+        return "foreseen"
+
+    def propose(self, tokens, most):
+        return self.text[len(tokens) : len(tokens) + most]
+
+
+class Always(Costs):
+    """Drafts as far as is allowed."""
+
+    def choose(self, kind, most):
+        return Choice(most, 1.0)
+
+    def verified(self, kind, drafted, kept, seconds, drafting):
+        pass
+
+
+@pytest.fixture(scope="module")
+def hybrid(tmp_path_factory, goldens):
+    """Return a model with recurrent state whose template turns thinking on and off."""
+    directory = hybrid_model(tmp_path_factory.mktemp("hybrid"))
+    write_chat_tokenizer(directory, goldens["template"])
+    return load(directory)
+
+
+@pytest.mark.parametrize("kind", ["attention", "hybrid"])
+@pytest.mark.parametrize(
+    "options", [dict(temperature=0), dict(temperature=1, seed=5), dict(temperature=1, seed=5, frequency_penalty=1.5)]
+)
+def test_what_follows_a_forced_end_is_what_the_model_says_behind_it(models, hybrid, kind, options, monkeypatch):
+    lm = hybrid if kind == "hybrid" else models["switch"]
+    ends = {lm.tokenizer.token_to_id(text) for text in ("<", CLOSE)} - {None}  # of its own accord it shall not end
+    options = dict(max_tokens=40, ignore_eos=True, logit_bias=dict.fromkeys(ends, -math.inf), **options)
+    prompt, forced = lm.chat_prompt(ASK).tokens, lm.tokenizer.encode(f"\n{CLOSE}\n\n", add_special=False)
+    for budget in (1, 6):
+        done = lm.generate(ASK, thinking_budget=budget, draft="off", **options)
+        free = lm.generate(ASK, draft="off", **options)
+        at = budget + len(forced)
+        assert done.tokens[:at] == [*free.tokens[:budget], *forced]
         if "frequency_penalty" not in options:
-            behind = lm.generate([*prompt, *done.tokens[:at]], max_tokens=40 - at, ignore_eos=True, **options)
+            behind = lm.generate([*prompt, *done.tokens[:at]], draft="off", **{**options, "max_tokens": 40 - at})
             assert behind.tokens == done.tokens[at:]
+        monkeypatch.setattr(lm.drafting, "costs", Always())
+        monkeypatch.setitem(lm.drafting.sources, "foreseen", Foreseen(prompt, done.tokens))
+        drafted = lm.generate(ASK, thinking_budget=budget, draft="foreseen", **options)
+        assert drafted.tokens == done.tokens and drafted.text == done.text and drafted.usage.accepted_tokens > 0
 
 
 def test_conversations_hold_what_was_forced(models):
