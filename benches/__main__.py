@@ -9,6 +9,7 @@ NAMES = {
     "embed": "texts a second beside ONNX Runtime and sentence-transformers",
     "decode": "prefill and decode tokens a second beside llama.cpp",
     "ppl": "perplexity beside llama.cpp's own figure",
+    "prefix": "first token of a prompt whose beginning is known, beside a cold one",
     "start": "import, first token from process start, Python's share of a step",
 }
 

@@ -345,6 +345,20 @@ def test_streams_over_little_memory(tmp_path, kind):
     other = load(path)
     pool = other.engine.pool
     budget = BUDGET_PAGES * pool.pages.nbytes + BUDGET_SLOTS * pool.slots.nbytes
-    machine = type("Machine", (Streams,), {"lm": load(path, cache_bytes=budget), "other": other, "answers": {}})
+    machine = type(
+        "Machine", (Streams,), {"lm": load(path, cache_bytes=budget, draft=None), "other": other, "answers": {}}
+    )
     machine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
     machine.TestCase().runTest()
+
+
+def test_a_default_budget_leaves_the_machine_most_of_its_memory(tmp_path, monkeypatch):
+    path = hybrid_model(tmp_path)
+    pool = load(path).engine.pool
+    one, two = (count * (16 * pool.pages.nbytes + 2 * pool.slots.nbytes) for count in (1, 2))
+    found = []
+    for memory in (8 * two, 5 * one, 1):
+        monkeypatch.setattr(engine_module, "_memory", lambda memory=memory: memory)
+        found.append(load(path).engine.pool.budget)
+    assert pool.budget == two + (16 + 2 * 7) * pool.slots.nbytes  # of prefixes, and of drafts
+    assert found == [min(2 * two, pool.budget), 5 * one // 4, one]

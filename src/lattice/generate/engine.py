@@ -11,8 +11,10 @@ is a few microseconds, where checking and copying a whole step takes a quarter o
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from math import prod
+from functools import cached_property
 from threading import Lock
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -22,7 +24,7 @@ import numpy as np
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import STORAGE, CpuBackend, CpuPlan, run_plans
 from lattice.errors import LatticeError, expected
-from lattice.generate import cache
+from lattice.generate import cache, saved
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.prefix import Entry, Prefixes
 from lattice.generate.sampling import Sampler, SamplingSettings
@@ -38,6 +40,7 @@ CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
 SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token reached is never touched
 SNAPSHOTS = 16  # kept recurrent states that they hold besides
+OF_MEMORY = 0.25  # of the machine's is the most that pools take unasked, but for one full-length sequence
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
 
 
@@ -80,6 +83,7 @@ class Engine:
         self.chunk = min(chunk, self.context)
         self.lock = Lock()
         self._width = cache.pages_for(self.context)
+        self.opened, self.dtype, self.target = opened, dtype, backend.core.target
         self._model, self._backend = opened.model, backend
         self._hidden: int = opened.config.hidden_size
         self.draft_head = draft_head and getattr(opened.model, "mtp", None) is not None
@@ -105,6 +109,11 @@ class Engine:
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
 
+    @cached_property
+    def digest(self) -> str:
+        """Names the model and everything else that its state follows from."""
+        return saved.model_digest(self)
+
     # ---- state ---------------------------------------------------------------------------------------------
     def _layers(self, pages: int, slots: int) -> dict[str, Any]:
         """Return the shapes of every layer's state by the layer's name, those of a draft head last, as `mtp`."""
@@ -117,13 +126,14 @@ class Engine:
     def _make_pool(self, budget: int | None) -> cache.StatePool:
         page = slot = 0
         for shapes in self._layers(1, 1).values():
-            nbytes = sum(prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
+            nbytes = sum(math.prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
             page, slot = (page + nbytes, slot) if isinstance(shapes, KV) else (page, slot + nbytes)
         least = self._width * page + 2 * slot  # a slot to read, one to save
         most = SEQUENCES * (least + MOST_RECURRENT * slot) + SNAPSHOTS * slot
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < least):
             raise expected("load", f"cache_bytes of at least {least}, one sequence of {self.context} tokens", budget)
-        return cache.StatePool(most if budget is None else budget, page, slot)
+        default = max(least, int(min(most, OF_MEMORY * _memory())))
+        return cache.StatePool(default if budget is None else budget, page, slot)
 
     # ---- programs ------------------------------------------------------------------------------------------
     def _forward(self, program: Program, step: Step | None = None) -> dict[str, Symbol]:
@@ -429,6 +439,14 @@ def _context(asked: int | None, most: int) -> int:
     if isinstance(asked, bool) or not isinstance(asked, int) or not 1 <= asked <= most:
         raise expected("load", f"a context from 1 to the model's {most}", repr(asked))
     return asked
+
+
+def _memory() -> float:
+    """Return the machine's memory in bytes, infinity where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return math.inf
 
 
 def _stored_f32(opened: OpenModel) -> bool:

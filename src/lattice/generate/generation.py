@@ -165,7 +165,10 @@ class Generation(Iterator[Chunk]):
             else:
                 self._drawn.append(self._engine.advance(sequence, self._pending, self._sampler))
             self._known += (each.token for each in self._drawn)
-        return self._drawn.popleft()
+        advance = self._drawn.popleft()
+        if not self._drawn:
+            self._speculation.settle()
+        return advance
 
     def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""

@@ -18,6 +18,7 @@ import numpy as np
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
+from lattice.generate import saved
 from lattice.generate.conversation import Conversation
 from lattice.generate.drafts import SmallerModel, check_same_tokens
 from lattice.generate.engine import Engine
@@ -47,15 +48,20 @@ def load(
     "smollm2-135m").
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
-    the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
-    source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
-    of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
+    most 8192. `cache_bytes` is the most memory for the state of answers and of prefixes that later prompts may
+    share, taken as it is used; by default two sequences of the full context and sixteen recurrent states beside
+    those of drafts, at most a quarter of the machine's memory, and always one sequence.
+
+    `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (how the text itself
+    went on elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the source of a
+    smaller model with the same tokenizer (n-grams beside it), or None. It changes speed and never a token of an
+    answer; how many tokens are drafted, perhaps none, follows from what is measured meanwhile.
 
     Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype, context or draft is not offered.
+    no text, or the device, dtype, context, cache_bytes or draft is not offered.
     """
-    backend, opened = select(device), open_model(resolve(source), family)
+    backend = select(device)
+    opened = open_model(resolve(source), family)
     lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
     if draft is not None and draft not in DRAFTS:
         opened = open_model(resolve(draft), family)
@@ -232,6 +238,23 @@ class LanguageModel:
                 f"{tokens} prompt tokens and max_tokens {max_tokens}",
                 hint=f"{lower}load with a larger context (the model has {most})",
             )  # fmt: skip
+
+    # ---- prefixes on disk ----------------------------------------------------------------------------------
+    def save_cache(self, path: str | Path) -> int:
+        """Write the known prefixes of prompts below a directory, and return how many they are.
+
+        Files are added and never removed. The first call of a process reads all weights: files are for this model
+        alone. LatticeError where the directory cannot be written.
+        """
+        return saved.save(self.engine, Path(path))
+
+    def load_cache(self, path: str | Path) -> int:
+        """Read the prefixes that `save_cache` wrote, the last saved first, while there is room; return how many.
+
+        Those of another model, dtype or kind of processor are not looked at; damaged ones are skipped, with a warning.
+        LatticeError where there is no such directory.
+        """
+        return saved.load(self.engine, Path(path))
 
     # ---- looking inside ------------------------------------------------------------------------------------
     def logits(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:

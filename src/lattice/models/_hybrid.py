@@ -54,6 +54,13 @@ DRAFT = {
 }  # fmt: skip
 
 
+def expert_parts(name: str) -> tuple[str, ...]:
+    """Return what transformers saves instead of the experts' matrices: those of each expert."""
+    start, _, matrix = name.partition(".experts.")
+    kinds = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(matrix, ())
+    return tuple(f"{start}.experts.{{}}.{kind}.weight" for kind in kinds)
+
+
 def gguf_names(config: Any) -> dict[str, Any]:
     """Return the GGUF names of all parameters."""
     block = f"blk.{config.num_hidden_layers}."
@@ -79,10 +86,10 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
     get: Any = lambda key: metadata.get(f"{name}.{key}")  # noqa: E731
     drafts, heads = get("nextn_predict_layers") or 0, get("ssm.time_step_rank")
     trunk = data["num_hidden_layers"] - drafts
-    recurrent = (get("attention.recurrent_layers") or [])[:trunk]
+    recurrent = get("attention.recurrent_layers")
     return data | {
         "num_hidden_layers": trunk, "mtp_num_hidden_layers": drafts,
-        "layer_types": [HYBRID_TYPES[bool(kind)] for kind in recurrent],
+        "layer_types": [] if recurrent is None else [HYBRID_TYPES[bool(kind)] for kind in recurrent[:trunk]],
         "full_attention_interval": get("full_attention_interval"),
         "partial_rotary_factor": get("rope.dimension_count") / data["head_dim"],
         "linear_conv_kernel_dim": get("ssm.conv_kernel"), "linear_key_head_dim": get("ssm.state_size"),
