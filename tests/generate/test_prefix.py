@@ -385,5 +385,5 @@ def test_a_default_budget_leaves_the_machine_most_of_its_memory(tmp_path, monkey
     for memory in (8 * two, 5 * one, 1):
         monkeypatch.setattr(engine_module, "_memory", lambda memory=memory: memory)
         found.append(load(path).engine.pool.budget)
-    assert pool.budget >= two + 16 * pool.slots.nbytes
+    assert pool.budget == two + (16 + 2 * 7) * pool.slots.nbytes  # of prefixes, and of drafts
     assert found == [min(2 * two, pool.budget), 5 * one // 4, one]

@@ -239,7 +239,7 @@ def test_state_after_rejected_drafts_is_bit_equal(model, how):
             known += (each.token for each in speculation.step(known, 90 - len(known)))
         assert sequence.tokens == known[:-1] == [*prompt, *truth][:89]
         states.append(state_of(model, sequence))
-        back = 0 if speculation._last is None else len(speculation._last.tokens) - 1
+        back = 0 if not depth or speculation._last is None else len(speculation._last.tokens) - 1
         speculation.close(89 - back)  # as if the answer had ended within the last step
         assert len(sequence) == 89 - back
         rest = np.concatenate(list(engine.score(sequence, known[89 - back : 90])))

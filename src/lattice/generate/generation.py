@@ -183,7 +183,10 @@ class Generation(Iterator[Chunk]):
                 drawn = [self._engine.advance(sequence, self._pending, self._sampler)]
             self._drawn.extend(map(self._know, drawn))
         self._pending = []
-        return self._drawn.popleft()
+        advance = self._drawn.popleft()
+        if self._speculation is not None and not self._drawn:
+            self._speculation.settle()
+        return advance
 
     def _know(self, advance: Advance) -> Advance:
         if self._speculation is not None:

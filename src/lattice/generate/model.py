@@ -50,18 +50,19 @@ def load(
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
     most 8192. `cache_bytes` is the most memory for the state of answers and of prefixes that later prompts may
-    share, taken as it is used; by default two sequences of the full context and sixteen recurrent states, at most
-    a quarter of the machine's memory, and always one sequence.
+    share, taken as it is used; by default two sequences of the full context and sixteen recurrent states beside
+    those of drafts, at most a quarter of the machine's memory, and always one sequence.
 
-    `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
-    the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
-    source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
-    of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
+    `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (how the text itself
+    went on elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the source of a
+    smaller model with the same tokenizer (n-grams beside it), or None. It changes speed and never a token of an
+    answer; how many tokens are drafted, perhaps none, follows from what is measured meanwhile.
 
     Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype, context, cache_bytes or draft is not offered.
     """
-    backend, opened = select(device), open_model(resolve(source), family)
+    backend = select(device)
+    opened = open_model(resolve(source), family)
     lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
     if draft is not None and draft not in DRAFTS:
         opened = open_model(resolve(draft), family)

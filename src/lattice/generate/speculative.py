@@ -211,28 +211,28 @@ class Speculation:
         self.drafted = self.accepted = 0
         self._engine, self._sequence, self._sampler = engine, sequence, sampler
         self._drafters, self._costs, self._clock = drafters, costs, clock
-        self._spare: list[Held] = []  # slots for the recurrent state behind drafts
-        self._last: Verified | None = None  # if the last step was one with drafts
+        self._last: Verified | None = None  # the last step, if it verified drafts and not all of it was handed on
 
     def step(self, tokens: list[int], room: int) -> list[Advance]:
         """Run the last of `tokens`, which is all that has not been run, and return at most `room` tokens behind it."""
         best, drafter, kind = self._choose(tokens, min(room - 1, self._engine.drafts))
-        self._last = None
-        started = self._clock()
+        started, self._last = self._clock(), None
         drafts: list[int] = []
+        spare: list[Held] = []
         if drafter is not None:
             drafter.prepare(tokens)
             self._engine.verifier()
             ready = self._clock()
             self._costs.prepared(ready - started)
             drafts = self._usable(drafter.propose(tokens, best.depth), best.depth)
+            drafts, spare = self._with_slots(drafts)
             started = ready
         drafted = self._clock()
         if drafter is None or not drafts:
             advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler)
             self._costs.plain(self._clock() - started)
             return [advance]
-        verified = self._engine.verify(self._sequence, tokens[-1], drafts, self._sampler, self._spare)
+        verified = self._engine.verify(self._sequence, tokens[-1], drafts, self._sampler, spare)
         kept = len(verified.tokens) - 1
         drafter.accepted(kept)
         self._costs.verified(kind, len(drafts), kept, self._clock() - drafted, drafted - started)
@@ -255,14 +255,22 @@ class Speculation:
         return best, drafter, kind
 
     def _usable(self, drafts: list[int], most: int) -> list[int]:
-        """Return drafts up to `most`, the first that the model has no row for (vocabularies are padded), and memory."""
-        if self._engine.recurrent and len(self._spare) < most:
-            try:
-                self._spare += self._engine.take_slots(most - len(self._spare))
-            except LatticeError:  # other answers have it
-                most = len(self._spare)
+        """Return drafts up to `most` and the first that the model has no row for: vocabularies are padded."""
         vocab = self._engine.vocab
         return drafts[: next((place for place, draft in enumerate(drafts[:most]) if draft >= vocab), most)]
+
+    def _with_slots(self, drafts: list[int]) -> tuple[list[int], list[Held]]:
+        """Return drafts with a slot for each where the model is recurrent; none if other answers have the memory."""
+        if not self._engine.recurrent:
+            return drafts, []
+        try:
+            return drafts, self._engine.take_slots(len(drafts))
+        except LatticeError:
+            return [], []
+
+    def settle(self) -> None:
+        """Hear that all tokens of the last step were handed on: it will not be cut back any more."""
+        self._last = None
 
     def close(self, count: int) -> None:
         """Cut the sequence back to `count` tokens, which are within the last step, and give back what is held."""
@@ -271,7 +279,7 @@ class Speculation:
         extra = len(self._sequence) - count
         if extra > 0 and self._last is not None:
             self._sequence.cut(count, self._last.slots[-1 - extra] if self._last.slots else None)
-        self._spare, self._last = [], None
+        self._last = None
 
 
 class Drafting:
