@@ -45,9 +45,7 @@ SMALL = dict(
     rope_parameters=dict(rope_type="default", rope_theta=10000.0, partial_rotary_factor=0.5),
 )
 DENSE = SMALL | dict(intermediate_size=16)
-EXPERTS = SMALL | dict(
-    num_experts=5, num_experts_per_tok=2, moe_intermediate_size=4, shared_expert_intermediate_size=8
-)
+EXPERTS = SMALL | dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=4, shared_expert_intermediate_size=8)
 CASES = (
     ("gguf-qwen35-f32", Qwen3_5ForCausalLM, DENSE | dict(linear_num_value_heads=2, tie_word_embeddings=True), F32),
     ("gguf-qwen35-f16", Qwen3_5ForCausalLM, DENSE | dict(linear_num_value_heads=4, tie_word_embeddings=False), F16),
@@ -255,10 +253,16 @@ def make(name: str, kind: type, values: dict, dtype: object, seed: int) -> None:
     architecture = "qwen35moe" if "moe" in name else "qwen35"
     arrays = converted(model.state_dict(), model.config) | converted(drafts.state_dict(), model.config)
     plain = ("ssm_conv1d",)  # f32 in every file
-    write_gguf(directory / "model.gguf", metadata(model.config, architecture), {
-        key: encode(np.ascontiguousarray(value, np.float32), dtype if value.ndim > 1 and plain[0] not in key else F32)
-        for key, value in arrays.items()
-    })
+    write_gguf(
+        directory / "model.gguf",
+        metadata(model.config, architecture),
+        {
+            key: encode(
+                np.ascontiguousarray(value, np.float32), dtype if value.ndim > 1 and plain[0] not in key else F32
+            )
+            for key, value in arrays.items()
+        },
+    )
     llama, random, golden = Llama(directory / "model.gguf"), np.random.default_rng(seed), {}
     tolerance = 1e-4 if dtype is F32 else 2e-2  # llama.cpp rounds what it multiplies with f16 matrices to f16
     for index, length in enumerate(LENGTHS):
