@@ -4,8 +4,8 @@
 //   S = g S;   d = beta (v - S^T k);   S = S + k d^T;   o = S^T q        per token and value head; formulas in ops/delta.py
 //
 // Columns of S have nothing to do with each other, so a block of them goes alone through all tokens, from cache. A token
-// takes two sweeps: one reads S^T k and S^T q before the decay, o = g (S^T q) + (q.k) d; the other writes g S + k d^T. The
-// sums of a sweep run over two chains, even and odd rows. An item of work is some blocks of one head of one sequence.
+// reads S^T k and S^T q before the decay, o = g (S^T q) + (q.k) d, and then writes g S + k d^T, which is done while the next
+// token reads. Sums run over two chains, even and odd rows. An item of work is some blocks of one head of one sequence.
 #include <algorithm>
 #include <cstring>
 
@@ -45,35 +45,35 @@ LATTICE_INLINE void store_part(float* p, vf v, int64_t n) {
   else if (n > 0) store_n(p, v, int(n));
 }
 
-// S^T k and S^T q.
-LATTICE_INLINE void read(Rows s, const float* k, const float* q, int64_t dk, vf (&sk)[vectors], vf (&sq)[vectors]) {
+// What a token does to the state: g S + k d^T.
+struct Change { const float* k; vf d[vectors]; float g; };
+
+// One pass over the rows: writes what `change` makes of `from` to `to` (they may be the same), reads S^T k and S^T q, or
+// reads from what it has just written.
+template <bool writes, bool reads>
+LATTICE_INLINE void sweep(Rows from, Rows to, const Change& change, const float* k, const float* q, int64_t dk,
+                          vf (&sk)[vectors], vf (&sq)[vectors]) {
+  const vf g = set1(change.g);
   vf u[2][vectors], p[2][vectors];
   for (int r = 0; r < 2; ++r)
     for (int c = 0; c < vectors; ++c) u[r][c] = p[r][c] = zero();
   auto take = [&](int64_t i, int r) {
-    const vf ki = set1(k[i]), qi = set1(q[i]);
+    vf x[vectors];
     LATTICE_UNROLL
     for (int c = 0; c < vectors; ++c) {
-      const vf x = load(s.at + i * s.stride + c * lanes);
-      u[r][c] = fma(x, ki, u[r][c]);
-      p[r][c] = fma(x, qi, p[r][c]);
+      x[c] = load(from.at + i * from.stride + c * lanes);
+      if constexpr (writes) store(to.at + i * to.stride + c * lanes, x[c] = fma(set1(change.k[i]), change.d[c], x[c] * g));
+    }
+    if constexpr (reads) {
+      const vf ki = set1(k[i]), qi = set1(q[i]);
+      LATTICE_UNROLL
+      for (int c = 0; c < vectors; ++c) u[r][c] = fma(x[c], ki, u[r][c]), p[r][c] = fma(x[c], qi, p[r][c]);
     }
   };
   int64_t i = 0;
   for (; i + 2 <= dk; i += 2) take(i, 0), take(i + 1, 1);
   if (i < dk) take(i, 0);
   for (int c = 0; c < vectors; ++c) sk[c] = u[0][c] + u[1][c], sq[c] = p[0][c] + p[1][c];
-}
-
-// to = g * from + k d^T; the two may be the same.
-LATTICE_INLINE void write(Rows from, Rows to, const float* k, const vf (&d)[vectors], float g, int64_t dk) {
-  const vf decay = set1(g);
-  for (int64_t i = 0; i < dk; ++i) {
-    const vf ki = set1(k[i]);
-    LATTICE_UNROLL
-    for (int c = 0; c < vectors; ++c)
-      store(to.at + i * to.stride + c * lanes, fma(ki, d[c], load(from.at + i * from.stride + c * lanes) * decay));
-  }
 }
 
 void copy(Rows from, Rows to, int64_t dk, int64_t columns) {
@@ -167,24 +167,30 @@ void run(Call& call, int first, float* state) {
           if (columns < block) copy(saved, tile, dk, columns);
           else from = saved;
         }
+        Change change{};
+        vf sk[vectors], sq[vectors];
+        bool pending = false;           // `change` is not written yet: the next token's sweep does it
         for (int i = 0; i < count; ++i) {
           const int64_t t = t0 + i;
           const float *q = ready.q + i * ready.row, *k = ready.k + i * ready.row;
+          const float g = ready.decay[i];
           const float* v = qkv + t * width + 2 * keys + h * dv + column;
           float* o = out + (t * heads + h) * dv + column;
-          vf sk[vectors], sq[vectors], d[vectors];
-          read(from, k, q, dk, sk, sq);
+          if (pending) sweep<true, true>(from, tile, change, k, q, dk, sk, sq), from = tile;
+          else sweep<false, true>(from, tile, change, k, q, dk, sk, sq);
+          change.k = k, change.g = g;
           for (int c = 0; c < vectors; ++c) {
             const int64_t n = columns - c * lanes;
-            const vf change = set1(ready.beta[i]) * fma(set1(-ready.decay[i]), sk[c], load_part(v + c * lanes, n));
-            d[c] = select(abs(change) < set1(INFINITY), change, zero());
-            store_part(o + c * lanes, fma(set1(ready.qk[i]), d[c], set1(ready.decay[i]) * sq[c]), n);
+            const vf d = set1(ready.beta[i]) * fma(set1(-g), sk[c], load_part(v + c * lanes, n));
+            change.d[c] = select(abs(d) < set1(INFINITY), d, zero());
+            store_part(o + c * lanes, fma(set1(ready.qk[i]), change.d[c], set1(g) * sq[c]), n);
           }
           const bool save = state && step.saves[t] >= 0, last = t + 1 == end;
-          if (last && !save) break;
+          pending = !save && i + 1 < count;
+          if (pending || (last && !save)) continue;
           const Rows kept{save ? slot(step.saves[t]) + column : nullptr, dv};
           const bool direct = save && last && columns == block;
-          write(from, direct ? kept : tile, k, d, ready.decay[i], dk);
+          sweep<true, false>(from, direct ? kept : tile, change, k, q, dk, sk, sq);
           if (save && !direct) copy(tile, kept, dk, columns);
           from = tile;
         }
