@@ -197,7 +197,7 @@ void widen(const uint16_t* p, DType dtype, int64_t k, float* out) {
 
 template <DType dtype> void read_blocks(const uint8_t* p, int64_t k, float* out) {   // a format known to the compiler
   constexpr Format f = format(dtype);
-  Block block;
+  Block block{};
   for (int64_t b = 0; b < k / f.block; b++) {
     read_file_block(p + b * f.bytes, dtype, block);
     to_floats(block, dtype, out + b * f.block);
