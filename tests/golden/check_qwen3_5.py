@@ -20,7 +20,7 @@ from pathlib import Path
 import make_models
 import numpy as np
 import torch
-from make_qwen3_5 import draw, fused
+from make_qwen3_5 import draw
 from safetensors.torch import save_file
 from transformers import Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM
 
@@ -44,7 +44,7 @@ def write(directory: Path, config: dict, model: torch.nn.Module) -> None:
     for name, value in model.state_dict().items():
         if name != "lm_head.weight" or not config["tie_word_embeddings"]:
             tensors[name.replace("model.", "model.language_model.", 1)] = value.to(torch.bfloat16)
-    save_file(fused(tensors), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def main() -> None:
