@@ -139,14 +139,12 @@ class Model(nn.Module):
 
 def spellings(name: str) -> tuple[str, ...]:
     """Return the names of a parameter in safetensors: multimodal, alone, or without the trunk's prefix."""
-    bare = name.removeprefix("model.")
-    return name, f"model.language_model.{bare}", f"model.{name}", bare, f"language_model.{name}"
+    return name, f"model.language_{name}", f"model.{name}", name.removeprefix("model."), f"language_model.{name}"
 
 
 def values(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
     """Norm weights are stored less 1 in safetensors, but the delta net's own."""
-    stored_less_1 = "norm" in name.split(".")[-2] and "linear_attn" not in name
-    return (lambda weight: weight + 1) if stored_less_1 else None
+    return (lambda weight: weight + 1) if "norm" in name.split(".")[-2] and "linear_attn" not in name else None
 
 
 GGUF, parts = _hybrid.gguf_names, _hybrid.expert_parts

@@ -40,20 +40,20 @@ constexpr uint32_t all(uint32_t byte) { return byte * 0x01010101u; }
 // Bit e of `bits` becomes byte e.
 uint32_t spread(uint32_t bits) { return ((bits & 15) * 0x00204081u) & all(1); }
 
-void read_small(const uint8_t* p, const Format& f, Block& to) {
+LATTICE_INLINE void read_small(const uint8_t* p, const Format& f, Block& to) {
   to.scale = half_at(p);
   if (f.minimum) to.minimum = half_at(p += 2);
   p += 2;
   const uint32_t fifth = f.bits == 5 ? unit_at(p) : 0;   // bit i belongs to value i
   if (f.bits == 5) p += 4;
-  for (int i = 0; i < 8; i++)
-    if (f.bits == 8) to.unit[i] = unit_at(p + 4 * i) ^ all(128);
-    else to.unit[i] = (unit_at(p + 4 * (i % 4)) >> (i / 4 * 4) & all(15)) | spread(fifth >> 4 * i) << 4;
+  for (int i = 0; i < 8 && f.bits == 8; i++) to.unit[i] = unit_at(p + 4 * i) ^ all(128);
+  for (int i = 0; i < 8 && f.bits < 8; i++) to.unit[i] = unit_at(p + 4 * (i & 3)) >> (i & 4) & all(15);
+  for (int i = 0; i < 8 && f.bits == 5; i++) to.unit[i] |= spread(fifth >> 4 * i) << 4;
 }
 
 // f16 scale, f16 minimum, 12 bytes of 6-bit factors, (5 bits: 32 bytes of fifth bits,) 128 bytes of nibbles. Nibbles:
 // 32 bytes hold one group in their low halves and the next in their high ones. Fifth bits: bit g belongs to group g.
-void read_q4_k_q5_k(const uint8_t* p, const Format& f, Block& to) {
+LATTICE_INLINE void read_q4_k_q5_k(const uint8_t* p, const Format& f, Block& to) {
   to.scale = half_at(p);
   to.minimum = half_at(p + 2) ^ 0x8000;
   const uint8_t* six = p + 4;
@@ -64,28 +64,29 @@ void read_q4_k_q5_k(const uint8_t* p, const Format& f, Block& to) {
     to.factor[g + 12] = int8_t(six[g + 8] >> 4 | six[g + 4] >> 6 << 4);
   }
   const uint8_t *fifth = p + 16, *nibbles = f.bits == 5 ? p + 48 : p + 16;
-  for (int i = 0; i < 64; i++) {
-    const int group = i / 8, j = i % 8;
-    to.unit[i] = unit_at(nibbles + 32 * (group / 2) + 4 * j) >> (group % 2 * 4) & all(15);
-    if (f.bits == 5) to.unit[i] |= (unit_at(fifth + 4 * j) >> group & all(1)) << 4;
-  }
+  LATTICE_UNROLL
+  for (int group = 0; group < 8; group++)
+    for (int j = 0; j < 8; j++) {
+      to.unit[8 * group + j] = unit_at(nibbles + 32 * (group / 2) + 4 * j) >> (group % 2 * 4) & all(15);
+      if (f.bits == 5) to.unit[8 * group + j] |= (unit_at(fifth + 4 * j) >> group & all(1)) << 4;
+    }
 }
 
 // 128 bytes of nibbles, 64 bytes of high bits, 16 signed factors, f16 scale. A half of 128 values: 64 bytes hold 64
 // values in their low halves and 64 in their high ones; 32 bytes hold their high bits, four times 32 values.
-void read_q6_k(const uint8_t* p, Block& to) {
+LATTICE_INLINE void read_q6_k(const uint8_t* p, Block& to) {
   to.scale = half_at(p + 208);
   to.minimum = 0;
   std::memcpy(to.factor, p + 192, 16);
-  for (int i = 0; i < 64; i++) {
-    const int half = i / 32, j = i % 32;
-    const uint32_t low = unit_at(p + 64 * half + 4 * (j % 16)) >> (j / 16 * 4) & all(15);
-    const uint32_t high = unit_at(p + 128 + 32 * half + 4 * (j % 8)) >> (j / 8 * 2) & all(3);
-    to.unit[i] = low | high << 4;
-  }
+  for (int part = 0; part < 8; part++)             // 32 values each, four of a half
+    for (int j = 0; j < 8; j++) {
+      const uint32_t low = unit_at(p + 64 * (part / 4) + 32 * (part % 2) + 4 * j) >> (part / 2 % 2 * 4) & all(15);
+      const uint32_t high = unit_at(p + 128 + 32 * (part / 4) + 4 * j) >> (part % 4 * 2) & all(3);
+      to.unit[8 * part + j] = low | high << 4;
+    }
 }
 
-void read_file_block(const uint8_t* p, DType dtype, Block& to) {
+LATTICE_INLINE void read_file_block(const uint8_t* p, DType dtype, Block& to) {
   const Format f = format(dtype);
   if (!f.super()) read_small(p, f, to);
   else if (f.bits == 6) read_q6_k(p, to);
@@ -168,15 +169,19 @@ void write_tile_block(const Block& from, DType dtype, int r, int64_t b, uint8_t*
     write_group(from.unit + g * f.group / 4, f.bits, tile + at.vectors + g * f.group_bytes() + 4 * r);
 }
 
-void to_floats(const Block& block, DType dtype, float* out) {
+LATTICE_INLINE void to_floats(const Block& block, DType dtype, float* out) {
   const Format f = format(dtype);
+  const bool whole = f.bits == 8;                // then a signed byte but for its highest bit
+  uint32_t unit[64];
+  for (int i = 0; i < f.block / 4; i++) unit[i] = block.unit[i] ^ (whole ? all(128) : 0);
   for (int g = 0; g < f.block / f.group; g++) {
     float scale = from_f16(block.scale), minimum = f.minimum ? from_f16(block.minimum) : 0.0f;
     if (f.super()) scale *= float(block.factor[g]);
     if (f.super() && f.minimum) minimum *= float(block.factor[8 + g]);
-    for (int i = g * f.group; i < (g + 1) * f.group; i++) {
-      out[i] = scale * float(int(block.unit[i / 4] >> 8 * (i % 4) & 255) - f.offset);
-      if (f.minimum) out[i] += minimum;
+    for (int i = g * f.group; i < (g + 1) * f.group; i += lanes) {
+      vf value = load_i8(reinterpret_cast<const int8_t*>(unit) + i);
+      value = set1(scale) * (whole ? value : value - set1(float(f.offset)));
+      store(out + i, f.minimum ? value + set1(minimum) : value);
     }
   }
 }
@@ -190,18 +195,27 @@ void widen(const uint16_t* p, DType dtype, int64_t k, float* out) {
   for (; i < k; i++) out[i] = half ? from_f16(p[i]) : from_bf16(p[i]);
 }
 
+template <DType dtype> void read_blocks(const uint8_t* p, int64_t k, float* out) {   // a format known to the compiler
+  constexpr Format f = format(dtype);
+  Block block{};
+  for (int64_t b = 0; b < k / f.block; b++) {
+    read_file_block(p + b * f.bytes, dtype, block);
+    to_floats(block, dtype, out + b * f.block);
+  }
+}
+
 void read_file_row(const uint8_t* p, DType dtype, int64_t k, float* out) {
-  const Format f = format(dtype);
-  if (f.block) {
-    Block block;
-    for (int64_t b = 0; b < k / f.block; b++) {
-      read_file_block(p + b * f.bytes, dtype, block);
-      to_floats(block, dtype, out + b * f.block);
-    }
-  } else if (dtype == DType::f32) {
-    std::memcpy(out, p, size_t(k) * 4);
-  } else {
-    widen(reinterpret_cast<const uint16_t*>(p), dtype, k, out);
+  switch (dtype) {
+    case DType::q8_0: return read_blocks<DType::q8_0>(p, k, out);
+    case DType::q4_0: return read_blocks<DType::q4_0>(p, k, out);
+    case DType::q4_1: return read_blocks<DType::q4_1>(p, k, out);
+    case DType::q5_0: return read_blocks<DType::q5_0>(p, k, out);
+    case DType::q5_1: return read_blocks<DType::q5_1>(p, k, out);
+    case DType::q4_k: return read_blocks<DType::q4_k>(p, k, out);
+    case DType::q5_k: return read_blocks<DType::q5_k>(p, k, out);
+    case DType::q6_k: return read_blocks<DType::q6_k>(p, k, out);
+    case DType::f32: std::memcpy(out, p, size_t(k) * 4); return;
+    default: widen(reinterpret_cast<const uint16_t*>(p), dtype, k, out);
   }
 }
 
