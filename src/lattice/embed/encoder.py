@@ -44,7 +44,8 @@ def load_encoder(
     """Return the encoder that `source` names (a path, `org/name`, `pypi:...` or an alias such as "minilm").
 
     `dimensions` shortens every vector: to anything from 1 to the model's own number. Only a model that is trained for
-    it (Matryoshka) keeps its quality: where a known model is not, or not so far down, there is a LatticeWarning.
+    it (Matryoshka) keeps its quality: where a known model is not, there is a LatticeWarning; where it is, no fewer
+    than it was trained for are accepted (32 for Qwen3-Embedding).
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
@@ -199,13 +200,14 @@ class Encoder:
     def _size(self, dimensions: int | None) -> int:
         if dimensions is None:
             return self.dimensions
-        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
-            raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
-        if self.known is not None and dimensions < (self.known.least or self.hidden_size):
-            least = self.known.least
-            trained = f"{least} to {self.hidden_size}" if least else f"{self.hidden_size} and not for fewer"
-            message = f"{self.known.hub} was trained for {trained} dimensions: expect worse vectors of {dimensions}"
-            warnings.warn(f"[encode] {message}", LatticeWarning, stacklevel=4)
+        least = (self.known.least if self.known is not None else None) or 1
+        whole = isinstance(dimensions, int) and not isinstance(dimensions, bool)
+        if not whole or not least <= dimensions <= self.hidden_size:
+            hint = f"{self.known.hub} was trained for no fewer" if self.known is not None and least > 1 else None
+            raise expected("encode", f"dimensions from {least} to {self.hidden_size}", repr(dimensions), hint=hint)
+        if self.known is not None and self.known.least is None and dimensions < self.hidden_size:
+            trained = f"{self.known.hub} was trained for {self.hidden_size} and not for fewer dimensions"
+            warnings.warn(f"[encode] {trained}: expect worse vectors of {dimensions}", LatticeWarning, stacklevel=4)
         return dimensions
 
     def _prompt(self, name: str | None) -> str:
