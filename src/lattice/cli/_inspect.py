@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lattice.cli._parts import parts
 from lattice.errors import LatticeError
 
 CARD = 64 << 10  # bytes of a model card that are looked at
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Return a description of the model at `path`; LatticeError where its files cannot be read.
+    """Return a description of the model at `path`, from headers; LatticeError where its files cannot be read.
 
     What this version cannot run is described as far as its files go; `problem` says why.
     """
@@ -30,6 +32,12 @@ def inspect(path: Path) -> dict[str, Any]:
         "tensors": dict(counts.most_common()),
         "bytes": checkpoint.nbytes,
         "layers": None,
+        "kinds": {},
+        "pattern": "",
+        "active": None,
+        "parts": {},
+        "tied": False,
+        "skipped": [],
         "context": None,
         "kv_bytes": None,
         "dimensions": None,
@@ -64,7 +72,7 @@ def _model(path: Path) -> dict[str, Any]:
         "family": opened.family.__name__.rpartition(".")[2],
         "layers": getattr(config, "num_hidden_layers", None),
         "context": config.max_position_embeddings,
-    }
+    } | parts(opened)
     if getattr(opened.model, "head", None) is not None:
         narrow = any(opened.weights.checkpoint.tensor(source.tensor).dtype.name != "f32"
                      for name, source in opened.weights.sources.items() if len(shapes[name]) > 1)  # fmt: skip
@@ -93,7 +101,7 @@ def _text(checkpoint: Any) -> dict[str, Any]:
         tokens = data.get("tokenizer.ggml.tokens")
         return {
             "tokenizer": f"{kind} ({before})" if kind and before else kind,
-            "vocabulary": len(tokens) if isinstance(tokens, list) else None,
+            "vocabulary": len(tokens) if isinstance(tokens, Sequence) else None,
             "chat_template": "tokenizer.chat_template" in data,
         }
     if not (checkpoint.directory / "tokenizer.json").is_file():

@@ -84,7 +84,7 @@ class Encoder:
         texts = self._texts
         self.max_tokens: int = texts.max_tokens if isinstance(texts, Texts) else longest(self.settings, self.positions)
         program = trace(self._hidden)
-        self._weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
+        self.weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
         self._plans: dict[str, tuple[Plan, Packer]] = {}
         self._lock = Lock()  # around everything that touches a plan
 
@@ -177,6 +177,11 @@ class Encoder:
             return plan.run(packer.step([ids]))["hidden"]
 
     # ---- plans ---------------------------------------------------------------------------------------------
+    def prepare(self, tokens: int = STEP_TOKENS) -> None:
+        """Make the plan for steps of so many tokens now, which the first such step would make."""
+        with self._lock:
+            self._plan("pooled" if self.settings.pooling else "hidden", tokens)
+
     def _plan(self, name: str, tokens: int) -> tuple[Plan, Packer]:
         """Return the plan of one of the two programs for as many tokens: a new and larger one where need be."""
         made = self._plans.get(name)
@@ -185,7 +190,7 @@ class Encoder:
             program = trace(self._pooled if pooled else self._hidden)
             tokens = STEP_TOKENS << max(0, (tokens - 1) // STEP_TOKENS).bit_length()  # the next power of two
             capacity = Capacity(tokens=tokens, sequences=tokens if pooled else 1)
-            made = self._backend.compile(program, self._weights, capacity), Packer(tokens)
+            made = self._backend.compile(program, self.weights, capacity), Packer(tokens)
             self._plans[name] = made
         return made
 
