@@ -4,12 +4,16 @@ It defines:
     Config      a frozen dataclass with the checkpoint's keys; made by `Config.read(dict, strict)` or
                 `Config.from_gguf(metadata, tensors)`
     Model       Model(config): Model()(step, state) -> (hidden, state); `head(hidden)` -> logits where there is one
-                (loading sets `head` to None if the file has no `lm_head.weight`); `state_shapes(pages, slots)` -> one
-                NamedTuple of shapes a layer: nn.KV, kept as the engine chooses, others are f32
+                (loading sets `head` to None if the file has no `lm_head.weight`, and `mtp`, a draft head, if it has
+                none of its tensors); `state_shapes(pages, slots)` -> one NamedTuple of shapes a layer: nn.KV, kept
+                as the engine chooses, others are f32
     spellings   spellings(name) -> the names under which checkpoints may hold the parameter, the usual one first
     values      values(name) -> what a parameter's float32 values in safetensors become, or None (optional)
     IGNORED     name prefixes of tensors that the computation does not need
-    GGUF        our tensor name -> GGUF's, `{}` standing for the layer, or (name, transform)
+    VISION      name prefixes among IGNORED whose tensors are another modality's: loading says that it skips them
+                (optional)
+    GGUF        our tensor name -> GGUF's, `{}` standing for the layer, or (name, transform), or (name, transform or
+                None, what its float32 values become); or a function of the config that returns this
     ALIASES     further model types or GGUF architectures this file serves (optional, may be empty)
 
 A transform takes (config) and returns the order of rows that undoes what the converter to GGUF did.

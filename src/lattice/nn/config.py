@@ -58,11 +58,18 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "head_dim": (2, 2048), "max_position_embeddings": (1, 1 << 22), "type_vocab_size": (1, 64),
     "rms_norm_eps": (0, 1), "layer_norm_eps": (0, 1), "rope_theta": (1e-3, 1e12), "rope_local_base_freq": (1e-3, 1e12),
     "query_pre_attn_scalar": (1e-3, 1e6), "sliding_window": (1, 1 << 22), "max_window_layers": (0, 4096),
+    "linear_conv_kernel_dim": (2, 64), "linear_num_key_heads": (1, 8192), "linear_num_value_heads": (1, 8192),
+    "linear_key_head_dim": (1, 2048), "linear_value_head_dim": (1, 2048), "partial_rotary_factor": (1e-3, 1),
+    "full_attention_interval": (1, 4096), "mtp_num_hidden_layers": (0, 1), "num_experts": (0, 4096),
+    "num_experts_per_tok": (1, 4096), "moe_intermediate_size": (1, 1 << 20),
+    "shared_expert_intermediate_size": (1, 1 << 20),
 }  # fmt: skip
 REAL = frozenset({  # the others are whole numbers
     "rms_norm_eps", "layer_norm_eps", "rope_theta", "rope_local_base_freq", "query_pre_attn_scalar",
+    "partial_rotary_factor",
 })  # fmt: skip
 LAYER_TYPES = ("full_attention", "sliding_attention")
+HYBRID_TYPES = ("full_attention", "linear_attention")
 
 
 def check_config(config: Any) -> None:
@@ -94,11 +101,38 @@ def complete_decoder(config: Any, **derived: Any) -> None:
         raise expected("config", "key heads that divide the query heads, an even head_dim", config)
 
 
-def check_layer_types(config: Any) -> None:
-    """Raise unless `layer_types` names full or sliding attention for every layer, and a window where one slides."""
+def check_layer_types(config: Any, kinds: tuple[str, ...] = LAYER_TYPES) -> None:
+    """Raise unless `layer_types` names one of `kinds` for every layer, and there is a window where one slides."""
     types = config.layer_types
-    if len(types) != config.num_hidden_layers or not set(types) <= set(LAYER_TYPES):
-        wanted = f"{config.num_hidden_layers} layer_types among {', '.join(LAYER_TYPES)}"
+    if len(types) != config.num_hidden_layers or not set(types) <= set(kinds):
+        wanted = f"{config.num_hidden_layers} layer_types among {', '.join(kinds)}"
         raise expected("config", wanted, str(list(types))[:120])
     if "sliding_attention" in types and not config.sliding_window:
         raise expected("config", "a sliding_window for layers of sliding_attention", config.sliding_window)
+
+
+def complete_hybrid(config: Any) -> None:
+    """Set the derived fields of a config with linear attention, partial rotation and perhaps experts, and check it."""
+    rope = {"rope_theta": config.rope_theta, "partial_rotary_factor": config.partial_rotary_factor}
+    rope |= (config.rope_scaling or {}) | (config.rope_parameters or {})
+    rope = {key: value for key, value in rope.items() if not key.startswith("mrope_")}  # of images and videos
+    layers, every = range(min(4096, config.num_hidden_layers)), max(1, config.full_attention_interval)
+    complete_decoder(
+        config, partial_rotary_factor=rope.pop("partial_rotary_factor"), rope_parameters=rope,
+        rope_theta=rope["rope_theta"],
+        layer_types=config.layer_types or [HYBRID_TYPES[(i + 1) % every > 0] for i in layers],
+        intermediate_size=config.intermediate_size or (config.num_experts and config.moe_intermediate_size),
+    )  # fmt: skip
+    check_layer_types(config, HYBRID_TYPES)
+    rotated = int(config.head_dim * config.partial_rotary_factor)
+    if rotated % 2 or not rotated:
+        got = f"{config.head_dim} * {config.partial_rotary_factor}"
+        raise expected("config", "an even number of rotated dimensions", got)
+    if config.linear_num_value_heads % config.linear_num_key_heads:
+        got = f"{config.linear_num_key_heads} and {config.linear_num_value_heads}"
+        raise expected("config", "linear key heads that divide the value heads", got)
+    if config.num_experts and config.num_experts_per_tok > config.num_experts:
+        raise expected("config", f"num_experts_per_tok up to {config.num_experts}", config.num_experts_per_tok)
+    if ACTIVATION_KINDS[config.hidden_act] != "silu" or not config.norm_topk_prob:
+        got = f"{config.hidden_act} and {config.norm_topk_prob}"
+        raise expected("config", "hidden_act silu and norm_topk_prob true", got)

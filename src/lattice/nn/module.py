@@ -35,7 +35,7 @@ class Module:
 class Block(Module):
     """A named group without a function of its own, for checkpoints that nest deeper than the computation."""
 
-    def __init__(self, /, **parts: Module | list):
+    def __init__(self, /, **parts: Module | Parameter | list):
         vars(self).update(parts)
 
     def __getitem__(self, name: str) -> Any:

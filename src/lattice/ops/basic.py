@@ -8,7 +8,7 @@ import numpy as np
 
 from lattice.ops._op import expect, op
 
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "sigmoid")
 
 
 @op
@@ -92,6 +92,8 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
     """Return the activation `kind` of x; gelu is the exact one, gelu_tanh its usual approximation."""
     if kind == "silu":
         return x / (1 + np.exp(-x))
+    if kind == "sigmoid":
+        return 1 / (1 + np.exp(-x))
     if kind == "relu":
         return np.maximum(x, 0)
     if kind == "gelu":
@@ -101,9 +103,9 @@ def activate(x: np.ndarray, kind: str) -> np.ndarray:
 
 def slope(x: np.ndarray, kind: str) -> np.ndarray:
     """Return the derivative of `activate`."""
-    if kind == "silu":
+    if kind in ("silu", "sigmoid"):
         sigmoid = 1 / (1 + np.exp(-x))
-        return sigmoid * (1 + x * (1 - sigmoid))
+        return sigmoid * (1 + x * (1 - sigmoid)) if kind == "silu" else sigmoid * (1 - sigmoid)
     if kind == "relu":
         return (x > 0).astype(x.dtype)
     if kind == "gelu":
@@ -154,7 +156,10 @@ def _(dy, x, *, kind):
 
 @op
 def gated_activation(gate, up, *, kind):
-    """Return activation(gate) * up, the gate of SwiGLU (silu) and GeGLU (gelu_tanh).      gate, up: the same shape"""
+    """Return activation(gate) * up, the gate of SwiGLU, GeGLU and gated attention (sigmoid).
+
+    gate, up: the same shape
+    """
     return activate(gate, kind) * up
 
 
@@ -176,6 +181,29 @@ def _(needs, dy, gate, up, *, kind):
 def _(draw):
     for kind in ACTIVATIONS:
         yield draw.sample(draw.rows(3, 33), draw.rows(3, 33), kind=kind)
+
+
+@op
+def concat(x, y):
+    """Return the rows of x, each with the same row of y behind it.      x, y: (T, n)   ->   (T, 2n)"""
+    return np.concatenate([x, y], -1)
+
+
+@concat.shape
+def _(x, y):
+    expect(x == y, f"y of shape {x}", y)
+    return (*x[:-1], 2 * x[-1])
+
+
+@concat.vjp
+def _(needs, dy, x, y):
+    yield from zip(("x", "y"), split_heads(dy, head_dim=x.shape[-1]), strict=True)
+
+
+@concat.samples
+def _(draw):
+    for rows, n in ((1, 1), (3, 33), (5, 64)):
+        yield draw.sample(draw.rows(rows, n), draw.rows(rows, n))
 
 
 @op
@@ -222,3 +250,44 @@ def sum_rows(x):
 @sum_rows.shape
 def _(x):
     return x[1:]
+
+
+@op
+def split_heads(x, *, head_dim):
+    """Part a projection whose heads are pairs [Q_h | gate_h] into all queries and all gates.
+
+    x: (T, heads * 2 * head_dim)   ->   two of (T, heads * head_dim)
+    """
+    pairs = x.reshape(x.shape[0], -1, 2, head_dim)
+    return pairs[:, :, 0].reshape(x.shape[0], -1), pairs[:, :, 1].reshape(x.shape[0], -1)
+
+
+@split_heads.shape
+def _(x, *, head_dim):
+    expect(x[-1] % (2 * head_dim) == 0, f"whole pairs of heads of {head_dim}", x)
+    return [(*x[:-1], x[-1] // 2)] * 2
+
+
+@split_heads.vjp
+def _(needs, dy, x, *, head_dim):
+    yield "x", split_heads_dx(*dy, head_dim=head_dim)
+
+
+@split_heads.samples
+def _(draw):
+    for rows, heads, head_dim in ((1, 1, 1), (3, 2, 20), (7, 3, 64)):
+        yield draw.sample(draw.rows(rows, heads * 2 * head_dim), head_dim=head_dim)
+
+
+@op
+def split_heads_dx(dq=None, dgate=None, *, head_dim):
+    """Gradient of `split_heads`; one that is absent is zero."""
+    given = dq if dq is not None else dgate
+    parts = [np.zeros_like(given) if d is None else d for d in (dq, dgate)]
+    return np.stack([d.reshape(d.shape[0], -1, head_dim) for d in parts], 2).reshape(given.shape[0], -1)
+
+
+@split_heads_dx.shape
+def _(dq, dgate, *, head_dim):
+    given = dq if dq is not None else dgate
+    return (*given[:-1], 2 * given[-1])

@@ -166,10 +166,6 @@ def _find(name: str, checkpoint: Checkpoint, names: Names, available: set[str]) 
     return find(name, names, available)
 
 
-def _holds(name: str, checkpoint: Checkpoint, names: Names) -> bool:
-    return _find(name, checkpoint, names, set(checkpoint.names)) is not None
-
-
 def _find_safetensors(name: str, names: Names, available: set[str]) -> _Source | None:
     values = names.values(name)
     return next((_Source(found, None, values) for found in names.spellings(name) if found in available), None)
@@ -180,10 +176,10 @@ def _find_gguf(name: str, names: Names, available: set[str]) -> _Source | None:
     entry = names.gguf.get(name if layer is None else name.replace(layer[0], ".{}.", 1))
     if entry is None:
         return None
-    theirs, transform = entry if isinstance(entry, tuple) else (entry, None)
+    theirs, transform, values = (*entry, None)[:3] if isinstance(entry, tuple) else (entry, None, None)
     theirs = theirs if layer is None else theirs.format(layer[1])
     order = transform(names.config) if transform else None
-    return _Source(theirs, order) if theirs in available else None
+    return _Source(theirs, order, values) if theirs in available else None
 
 
 @dataclass(frozen=True)
@@ -195,6 +191,7 @@ class OpenModel:
     config: Any
     model: Any
     weights: Weights
+    skipped: tuple[str, ...] = ()  # tensors of other parts than the language model, such as a vision tower
 
 
 class _Tensors(Mapping[str, np.ndarray]):
@@ -239,9 +236,25 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
         # A value of a type or form that the family does not expect: the file's fault, whatever broke on it.
         got = f"{type(error).__name__}: {error}"
         raise expected(checkpoint.path.name, "a config of usable values", got, kind=FormatError) from error
-    names = Names(found.spellings, found.IGNORED, found.GGUF, config, getattr(found, "values", lambda name: None))
+    gguf_names = found.GGUF(config) if callable(found.GGUF) else found.GGUF
+    names = Names(found.spellings, found.IGNORED, gguf_names, config, getattr(found, "values", lambda name: None))
+    _drop_absent(model, checkpoint, names)
     shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
-    if "lm_head.weight" in shapes and not _holds("lm_head.weight", checkpoint, names):
-        model.lm_head = model.head = None  # a trunk saved without its head: an embedding model
-        del shapes["lm_head.weight"]
-    return OpenModel(checkpoint, found, config, model, map_weights(checkpoint, shapes, names, strict=strict))
+    weights = map_weights(checkpoint, shapes, names, strict=strict)
+    skipped = tuple(name for name in checkpoint.names if name.startswith(getattr(found, "VISION", "\0")))
+    if skipped:
+        text = (
+            f"[{checkpoint.path.name}] {len(skipped)} tensors of the vision part are skipped: only text is understood"
+        )
+        warnings.warn(text, LatticeWarning, stacklevel=2)
+    return OpenModel(checkpoint, found, config, model, weights, skipped)
+
+
+def _drop_absent(model: Any, checkpoint: Checkpoint, names: Names) -> None:
+    """Set to None the parts a file may lack: the head (an embedding model) and the draft head."""
+    available = set(checkpoint.names)
+    for part, dependent in (("lm_head", ("lm_head", "head")), ("mtp", ("mtp",))):
+        own = [name for name in model.parameters() if name.startswith(f"{part}.")]
+        if own and not any(_find(name, checkpoint, names, available) for name in own):
+            for attribute in dependent:
+                setattr(model, attribute, None)

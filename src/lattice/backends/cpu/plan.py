@@ -27,7 +27,7 @@ from lattice.step import PAGE_TOKENS, Sampling, Step
 STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16}
 # Enumerations of src/abi.h, for attributes that are words.
 CHOICES: dict[str, dict[Any, int]] = {
-    "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3},
+    "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4},
     "mode": {"mean": 0, "cls": 1, "last": 2},
     "norm": {None: -1, "rms": 0, "layer": 1},
 }

@@ -1,4 +1,4 @@
-// add, mul, scale and take_rows: the plain element and row movements.
+// add, mul, scale, concat and take_rows: the plain element and row movements.
 #include <algorithm>
 #include <cstring>
 
@@ -41,6 +41,18 @@ KERNEL(scale, no_scratch) {
     int64_t i = begin;
     for (; i + lanes <= end; i += lanes) store(y + i, load(x + i) * factor);
     if (i < end) store_n(y + i, load_n(x + i, int(end - i)) * factor, int(end - i));
+  });
+}
+
+// concat(x, y) -> rows of x, each with that of y behind it
+KERNEL(concat, no_scratch) {
+  const int64_t n = call.width(0);
+  call.tiles(call.rows(0), std::max<int64_t>(1, 16384 / std::max<int64_t>(1, n)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int part = 0; part < 2; ++part) {
+        std::memcpy(call.data<float>(2) + (2 * i + part) * n, call.data<float>(part) + i * n, size_t(n) * sizeof(float));
+      }
+    }
   });
 }
 

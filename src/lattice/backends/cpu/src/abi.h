@@ -29,7 +29,7 @@ enum class Layout : int32_t { rows = 0, tiles = 1 };
 // Which count the leading dimension of a tensor follows. constant: shape[0] is the size itself.
 enum class Count : int32_t { constant = -1, T = 0, R = 1, S = 2 };
 
-enum class Activation : int32_t { none = -1, silu = 0, gelu = 1, gelu_tanh = 2, relu = 3 };
+enum class Activation : int32_t { none = -1, silu = 0, gelu = 1, gelu_tanh = 2, relu = 3, sigmoid = 4 };
 enum class Pooling : int32_t { mean = 0, cls = 1, last = 2 };
 enum class Norm : int32_t { none = -1, rms = 0, layer = 1 };
 

@@ -74,6 +74,7 @@ template <class Body> inline void with_activation(Activation kind, Body&& body) 
     case Activation::gelu: return body([](vf x) { return gelu(x); });
     case Activation::gelu_tanh: return body([](vf x) { return gelu_tanh(x); });
     case Activation::relu: return body([](vf x) { return relu(x); });
+    case Activation::sigmoid: return body([](vf x) { return sigmoid(x); });
   }
 }
 
