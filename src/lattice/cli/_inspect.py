@@ -40,6 +40,7 @@ def inspect(path: Path) -> dict[str, Any]:
         "skipped": [],
         "context": None,
         "kv_bytes": None,
+        "state_bytes": None,
         "dimensions": None,
         "pooling": None,
         "tokenizer": None,
@@ -76,22 +77,25 @@ def _model(path: Path) -> dict[str, Any]:
     if getattr(opened.model, "head", None) is not None:
         narrow = any(opened.weights.checkpoint.tensor(source.tensor).dtype.name != "f32"
                      for name, source in opened.weights.sources.items() if len(shapes[name]) > 1)  # fmt: skip
-        return report | {"task": "generate", "kv_bytes": _kv_bytes(opened.model, config, 2 if narrow else 4)}
+        return report | {"task": "generate"} | _state(opened.model, config, 2 if narrow else 4)
     settings = read_settings(opened.checkpoint)
     tokens = min(settings.max_tokens or config.max_position_embeddings, config.max_position_embeddings)
     pooling = f"{settings.pooling}{', normalized' if settings.normalized else ''}" if settings.pooling else None
     return report | {"task": "embed", "context": tokens, "dimensions": config.hidden_size, "pooling": pooling}
 
 
-def _kv_bytes(model: Any, config: Any, itemsize: int) -> int:
-    """Return the bytes of keys and values of one sequence as long as `load` allows by default."""
+def _state(model: Any, config: Any, itemsize: int) -> dict[str, int]:
+    """Return the bytes of what one sequence as long as `load` allows by default keeps: K/V, recurrent state."""
     from math import prod
 
     from lattice.generate.cache import pages_for
     from lattice.generate.engine import CONTEXT
+    from lattice.nn import KV
 
-    pages = pages_for(min(config.max_position_embeddings, CONTEXT))
-    return itemsize * sum(prod(shape) for layer in model.state_shapes(pages, 1) for shape in layer)
+    layers = model.state_shapes(pages_for(min(config.max_position_embeddings, CONTEXT)), 1)
+    values = {paged: sum(prod(shape) for layer in layers if isinstance(layer, KV) is paged for shape in layer)
+              for paged in (True, False)}  # fmt: skip
+    return {"kv_bytes": itemsize * values[True], "state_bytes": 4 * values[False]}
 
 
 def _text(checkpoint: Any) -> dict[str, Any]:

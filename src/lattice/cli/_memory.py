@@ -14,14 +14,14 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from lattice.backends.cpu import CpuWeights
 from lattice.backends.cpu.measure import MeasuringBackend
 from lattice.embed.encoder import STEP_TOKENS, Encoder
 from lattice.generate.cache import pages_for
 from lattice.generate.engine import CONTEXT, Engine
 from lattice.models import family
 from lattice.nn import KV
-from lattice.program import Program
+from lattice.ops import take_rows
+from lattice.program import Program, trace
 from lattice.step import PAGE_TOKENS
 from lattice.weights.load import OpenModel, open_model
 
@@ -47,7 +47,7 @@ def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: i
     kinds = [isinstance(layer, KV) for layer in layers for _ in layer]
     kv = next((str(state.dtype) for state, paged in zip(backend.states, kinds, strict=False) if paged), "float16")
     page = values * int(kv.removeprefix("float")) // 8
-    weights, plans = _weights(engine.weights), _plans(backend)
+    weights, plans = _weights(backend), _plans(backend)
     fixed = weights["held"] + plans["activations"] + plans["inputs"] + recurrent
     default = min(most, CONTEXT)
     return {
@@ -60,6 +60,7 @@ def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: i
             "f32": 4 * values * THOUSAND // PAGE_TOKENS,
         },
         **plans,
+        "draft": _draft(opened, backend, dtype),
         "chunk": engine.chunk,
         "fixed": fixed,
         "context": {
@@ -71,6 +72,24 @@ def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: i
     }
 
 
+def _draft(opened: OpenModel, backend: MeasuringBackend, dtype: str) -> dict[str, int] | None:
+    """Return what the draft head takes where it is used, and nothing else does; None where there is none."""
+    model, known = opened.model, {name for weights in backend.loaded for name in weights.placed}
+    head = vars(model).get("mtp")
+    if head is None:
+        return None
+    shapes: KV = head.state_shapes(1, 1)
+
+    def build(program: Program) -> dict[str, Any]:
+        step, hidden = program.step(), program.input("hidden", "T", opened.config.hidden_size)
+        state = KV(*(program.input(n, *s, kind="state", dtype="f16") for n, s in shapes._asdict().items()))
+        return {"logits": model.head(take_rows(head(step, hidden, state)[0], step.rows))}
+
+    placed = MeasuringBackend(backend.core.target).load(trace(build), opened.weights.cast(dtype)).placed
+    own = sum(place.bytes for name, place in placed.items() if name not in known and not place.mapped)
+    return {"held": own, "f16": 2 * sum(map(prod, shapes)) * THOUSAND // PAGE_TOKENS}
+
+
 def _largest(left: int, page: int, most: int) -> int:
     if left < page:
         return 0
@@ -80,7 +99,7 @@ def _largest(left: int, page: int, most: int) -> int:
 def _encoder(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: int | None) -> dict[str, Any]:
     encoder = Encoder(opened, backend, dtype=dtype)
     encoder.prepare()
-    plans, weights = _plans(backend), _weights(encoder.weights)
+    plans, weights = _plans(backend), _weights(backend)
     encoder.prepare(encoder.max_tokens)
     longest = weights["held"] + backend.plans[-1].bytes
     return {
@@ -96,12 +115,14 @@ def _encoder(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: int
     }
 
 
-def _weights(weights: CpuWeights) -> dict[str, int]:
+def _weights(backend: MeasuringBackend) -> dict[str, int]:
     """Return the bytes of weights by how they lie, and of those that are held and those that stay in the file."""
-    kinds: Counter[str] = Counter({"tiles": 0, "vectors": 0, "tables": 0, "experts": 0})
-    for place in weights.placed.values():
-        kinds[USES.get(place.use) or ("experts" if len(place.shape) == 3 else "tables")] += place.bytes
-    return {**kinds, "held": weights.bytes - weights.mapped, "mapped": weights.mapped}
+    kinds: Counter[str] = Counter({"tiles": 0, "vectors": 0, "tables": 0, "experts": 0, "held": 0, "mapped": 0})
+    for weights in backend.loaded:
+        for place in weights.placed.values():
+            kinds[USES.get(place.use) or ("experts" if len(place.shape) == 3 else "tables")] += place.bytes
+        kinds.update({"held": weights.bytes - weights.mapped, "mapped": weights.mapped})
+    return dict(kinds)
 
 
 def _plans(backend: MeasuringBackend) -> dict[str, int]:

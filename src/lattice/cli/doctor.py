@@ -202,7 +202,7 @@ def _print(report: dict[str, Any]) -> None:
 
 
 def _print_plan(report: dict[str, Any], whence: str) -> None:
-    weights, kv, context = report["weights"], report["kv"], report["context"]
+    weights, kv, context, draft = report["weights"], report["kv"], report["context"], report.get("draft")
     kinds = [f"{size(weights[kind])} {kind}" for kind in ("tiles", "vectors", "tables", "experts") if weights[kind]]
     mapped = f", {size(weights['mapped'])} left in the file" if weights["mapped"] else ""
     rows = [
@@ -211,7 +211,9 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ("K/V", "per 1,000 tokens " + ", ".join(
             f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
         ) if kv else None),
-        ("work", f"{size(report['activations'])} for {report['chunk']} tokens at once, inputs {size(report['inputs'])}"),
+        ("drafts", f"{size(draft['held'])}, and {size(draft['f16'])} per 1,000 tokens, where the draft head is used"
+                   if draft else None),
+        ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report["inputs"])} inputs"),
         ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
         ("memory", f"{size(report['memory'])} {whence}" if report["memory"] is not None else "unknown"),
         ("context", _largest(report)),

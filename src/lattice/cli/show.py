@@ -121,6 +121,7 @@ def _print(report: dict[str, Any]) -> None:
         *_skipped(report),
         ("tensors", f"{dtypes}  ({size(report['bytes'])}, {report['kind']})"),
         ("context", f"{report['context']} tokens" if report["context"] else None),
+        ("state", f"{size(report['state_bytes'])} a sequence, at any length" if report["state_bytes"] else None),
         ("K/V cache", f"{size(report['kv_bytes'])} a sequence of full length" if report["kv_bytes"] else None),
         ("dimensions", report["dimensions"]),
         ("pooling", report["pooling"] or ("none" if report["task"] == "embed" else None)),

@@ -33,12 +33,13 @@ class MeasuredPlan(CpuPlan):
 class MeasuringBackend(CpuBackend):
     """`CpuBackend` for everything but reading and running.
 
-    `traced` are the programs whose weights a loader wanted, `plans` and `states` what it got.
+    `traced` are the programs whose weights a loader wanted; `loaded`, `states` and `plans` are what it got.
     """
 
     def __init__(self, target: str | None = None):
         super().__init__(target)
         self.traced: list[Program] = []
+        self.loaded: list[CpuWeights] = []
         self.plans: list[MeasuredPlan] = []
         self.states: list[np.ndarray] = []
 
@@ -49,7 +50,8 @@ class MeasuringBackend(CpuBackend):
         for symbol in program.of_kind("weight"):
             header = weights.header(symbol.name)
             placed[symbol.name] = held(self.core, symbol.shape, header.dtype, uses[symbol.name], header.mapped)
-        return CpuWeights(self.core, placed)
+        self.loaded.append(CpuWeights(self.core, placed))
+        return self.loaded[-1]
 
     def state(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return an array of the shape and the size, though not the memory."""
