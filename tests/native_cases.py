@@ -83,7 +83,7 @@ def tables() -> Iterator[bytes]:
             sample = draw.sample(draw.weight(vocab, fitting(dtype, n)), draw.ids(9, vocab))
             table = encode(sample.args[0].value, dtype)
             wanted = dense(table)[sample.args[1].value]
-            for use in ("table", "product"):
+            for use in ("mapped", "product"):
                 yield pack(f"embedding {dtype.name} {vocab}x{n} as {use}", op, sample, {"a0": table}, [wanted], use)
 
 

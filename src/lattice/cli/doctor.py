@@ -213,7 +213,7 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ) if kv else None),
         ("drafts", f"{size(draft['held'])}, and {size(draft['f16'])} per 1,000 tokens, where the draft head is used"
                    if draft else None),
-        ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report["inputs"])} inputs"),
+        ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report['inputs'])} inputs"),
         ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
         ("memory", f"{size(report['memory'])} {whence}" if report["memory"] is not None else "unknown"),
         ("context", _largest(report)),

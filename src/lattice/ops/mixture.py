@@ -27,8 +27,9 @@ def route(logits, *, top_k):
 
     A row with a logit that is not finite gets the ids 0 to top_k - 1 and weights 0.
 
-    >>> route(np.log(np.float32([[1, 4, 1, 2]])), top_k=2)
-    (array([[1, 3]], dtype=int32), array([[0.6666667, 0.3333333]], dtype=float32))
+    >>> ids, weights = route(np.log(np.float32([[1, 6, 1, 2]])), top_k=2)
+    >>> ids, weights.round(3)
+    (array([[1, 3]], dtype=int32), array([[0.75, 0.25]], dtype=float32))
     """
     finite = np.isfinite(logits).all(-1, keepdims=True)
     x = np.where(finite, logits, 0)

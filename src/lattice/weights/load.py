@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,14 +58,10 @@ class Weights(Mapping[str, Array]):
         self.checkpoint, self.shapes, self.sources = checkpoint, shapes, sources
         self.convert: Callable[[str, Array], Array] = lambda name, array: array
         self.wanted: Callable[[str], str | None] = lambda name: None  # what `convert` makes of a matrix; None: nothing
-        self.last: str | None = None
 
     def __getitem__(self, name: str) -> Array:
         source, shape = self.sources[name], self.shapes[name]
-        if self.last is not None:
-            self.checkpoint.release(self.last)  # a loader reads in turn: the file's pages need not pile up
-        self.last = source.tensor
-        array = self.checkpoint.tensor(source.tensor)
+        stored = array = self.checkpoint.tensor(source.tensor)
         if array.shape != shape and array.dtype.block == 1 and array.size == np.prod(shape):
             array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
         if array.shape != shape:
@@ -72,7 +69,13 @@ class Weights(Mapping[str, Array]):
         if source.values is not None:
             values = source.values(dense(array))
             array = Array(values, F32, values.shape)
-        return self.convert(name, array if source.order is None else array.rows(source.order))
+        array = self.convert(name, array if source.order is None else array.rows(source.order))
+        # A loader reads in turn: the file's pages need not pile up. Those of a view stay as long as somebody holds it.
+        if np.may_share_memory(array.data, stored.data):
+            weakref.finalize(array.data, self.checkpoint.release, source.tensor).atexit = False
+        else:
+            self.checkpoint.release(source.tensor)
+        return array
 
     def header(self, name: str) -> Header:
         """Return what `self[name]` will be, by the file's header alone: nothing is read.

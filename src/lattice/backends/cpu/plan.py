@@ -284,6 +284,8 @@ def _limits(program: Program) -> dict[str, int]:
         arguments = dict(zip(node.op.inputs, node.args, strict=True))
         if node.op.name == "embedding":
             bound(arguments["ids"], arguments["table"].shape[0])
+        elif node.op.name == "mixture":
+            bound(arguments["ids"], arguments["gate"].shape[0])
         elif node.op.name == "take_rows" and isinstance(arguments["x"].shape[0], int):
             bound(arguments["rows"], arguments["x"].shape[0])
         elif node.op.name == "append_kv":

@@ -1,7 +1,8 @@
-"""Weights as the CPU kernels read them: matrices of products in tiles, tables and vectors in rows.
+"""Weights as the CPU kernels read them: matrices of products in tiles, tables, experts and vectors in rows.
 
-Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one tensor. How
-a weight will be held is decided from its header alone (`held`), so that what a model takes is known before it is read.
+Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one tensor.
+Tables and experts stay in the mapped file, of which a step touches the rows it needs. How a weight will be held is
+decided from its header alone (`held`), so that what a model takes is known before it is read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from lattice.ops import Symbol
 from lattice.program import Program
 
 PRODUCTS = {"linear": ("weight",), "project": ("w1", "w2", "w3")}
-TABLES = {"embedding": ("table",)}
+MAPPED = {"embedding": ("table",), "mixture": ("gate", "up", "down")}
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,10 @@ class _Slabs:
 
 def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> CpuWeights:
     """Place every weight of a program. Formats without a kernel are dequantised to f32, with a notice."""
-    slabs = _Slabs(core, sum(math.prod(symbol.shape) for symbol in program.of_kind("weight")))
+    uses = _uses(program)
+    slabs = _Slabs(core, sum(math.prod(s.shape) for s in program.of_kind("weight") if uses[s.name] == "product"))
     placed: dict[str, Placed] = {}
     dequantised: Counter[str] = Counter()
-    uses = _uses(program)
     for symbol in program.of_kind("weight"):
         array = _fetch(weights, symbol)
         place = held(core, array.shape, array.dtype.name, uses[symbol.name], not array.data.flags.writeable)
@@ -109,9 +110,9 @@ def _fetch(weights: Mapping[str, Array], symbol: Symbol) -> Array:
 
 
 def _uses(program: Program) -> dict[str, str]:
-    """Return for each weight "product", "table" or "vector"; a tied head is a product, whose tiles serve the table."""
+    """Return for each weight "product", "mapped" or "vector"; a tied head is a product, whose tiles serve the table."""
     uses = {symbol.name: "vector" for symbol in program.of_kind("weight")}
-    for kind, roles in (("table", TABLES), ("product", PRODUCTS)):
+    for kind, roles in (("mapped", MAPPED), ("product", PRODUCTS)):
         for node in program.nodes:
             for name, symbol in node.inputs():
                 if symbol.kind == "weight" and name in roles.get(node.op.name, ()):
