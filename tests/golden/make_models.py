@@ -86,6 +86,7 @@ class Case:
     rewrite: Callable[[Path], None] | None = None  # last change to the saved files
     gguf: str | None = None  # weight format of the one .gguf, instead of safetensors
     write: Callable | None = None  # what writes it
+    draw: Callable[[torch.nn.Module], None] | None = None  # last change to the weights drawn
     rows: tuple[int, ...] | None = None  # positions whose results are kept, beside the last; None: all
 
 
@@ -344,6 +345,8 @@ def build(case: Case, seed: int) -> torch.nn.Module:
     for name, value in model.named_parameters():
         if gemma and name.endswith("norm.weight"):
             value.data -= 1  # stored less 1
+    if case.draw:
+        case.draw(model)
     return model
 
 

@@ -122,7 +122,7 @@ def pattern(kinds: list[str]) -> str:
 def _skipped(opened: OpenModel) -> list[dict[str, Any]]:
     """Return the tensors that no parameter reads, by the beginning of their names."""
     checkpoint, ignored = opened.checkpoint, opened.family.IGNORED
-    used = {source.tensor for source in opened.weights.sources.values()}
+    used = {tensor for source in opened.weights.sources.values() for tensor in source.parts or (source.tensor,)}
     groups: dict[str, dict[str, Any]] = {}
     for name in checkpoint.names:
         if name not in used:

@@ -9,6 +9,8 @@ It defines:
                 as the engine chooses, others are f32
     spellings   spellings(name) -> the names under which checkpoints may hold the parameter, the usual one first
     values      values(name) -> what a parameter's float32 values in safetensors become, or None (optional)
+    parts       parts(name) -> names, `{}` counting, of the tensors that safetensors may hold instead of the parameter,
+                which is their stack, or () (optional)
     IGNORED     name prefixes of tensors that the computation does not need
     VISION      name prefixes among IGNORED whose tensors are another modality's: loading says that it skips them
                 (optional)

@@ -54,6 +54,13 @@ DRAFT = {
 }  # fmt: skip
 
 
+def expert_parts(name: str) -> tuple[str, ...]:
+    """Return what transformers saves instead of the experts' matrices: those of each expert."""
+    start, _, matrix = name.partition(".experts.")
+    kinds = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}.get(matrix, ())
+    return tuple(f"{start}.experts.{{}}.{kind}.weight" for kind in kinds)
+
+
 def gguf_names(config: Any) -> dict[str, Any]:
     """Return the GGUF names of all parameters."""
     block = f"blk.{config.num_hidden_layers}."

@@ -149,4 +149,4 @@ def values(name: str) -> Callable[[np.ndarray], np.ndarray] | None:
     return (lambda weight: weight + 1) if stored_less_1 else None
 
 
-GGUF = _hybrid.gguf_names
+GGUF, parts = _hybrid.gguf_names, _hybrid.expert_parts

@@ -34,6 +34,7 @@ class Names:
     gguf: Mapping[str, Any]
     config: Any
     values: Callable[[str], Callable | None] = lambda name: None
+    parts: Callable[[str], tuple[str, ...]] = lambda name: ()
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class _Source:
     tensor: str
     order: np.ndarray | None = None  # row order that undoes a GGUF transform
     values: Callable[[np.ndarray], np.ndarray] | None = None  # what float32 values become
+    parts: tuple[str, ...] = ()  # the tensors that together are this one, where it is not one of the file
 
 
 class Header(NamedTuple):
@@ -61,6 +63,8 @@ class Weights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         source, shape = self.sources[name], self.shapes[name]
+        if source.parts:
+            return self.convert(name, self._joined(source.parts, shape))
         stored = array = self.checkpoint.tensor(source.tensor)
         if array.shape != shape and array.dtype.block == 1 and array.size == np.prod(shape):
             array = Array(array.data.reshape(shape), array.dtype, shape)  # GGUF drops dimensions of 1
@@ -82,12 +86,25 @@ class Weights(Mapping[str, Array]):
 
         An f32 matrix that "auto" narrows counts as f16, though one with values out of range stays f32.
         """
-        source, shape = self.sources[name], self.shapes[name]
-        stored = self.checkpoint.tensor(source.tensor)
-        dtype = "f32" if source.values is not None else stored.dtype.name
-        wanted = self.wanted(name) if len(shape) > 1 else None
-        plain = source.values is None and source.order is None and wanted in (None, dtype)
-        return Header(wanted or dtype, stored.nbytes, plain)
+        source = self.sources[name]
+        stored = [self.checkpoint.tensor(tensor) for tensor in source.parts or (source.tensor,)]
+        dtype = "f32" if source.values is not None else stored[0].dtype.name
+        wanted = self.wanted(name) if len(self.shapes[name]) > 1 else None
+        plain = source.values is None and source.order is None and not source.parts
+        return Header(wanted or dtype, sum(array.nbytes for array in stored), plain and wanted in (None, dtype))
+
+    def _joined(self, parts: tuple[str, ...], shape: tuple) -> Array:
+        """Return the parts one behind another, each let go of in turn."""
+        dtype = self.checkpoint.tensor(parts[0]).dtype
+        data = np.empty((len(parts), int(np.prod(shape)) // len(parts)), dtype.storage)
+        wanted = (shape[0] * shape[1] // len(parts), shape[2])
+        for row, part in zip(data, parts, strict=True):
+            array = self.checkpoint.tensor(part)
+            if array.shape != wanted or array.dtype != dtype or dtype.block != 1:
+                raise expected("weights", f"{part} of shape {wanted} in {dtype.name}, unquantised", array)
+            row[:] = array.data.reshape(-1)
+            self.checkpoint.release(part)
+        return Array(data.reshape(shape), dtype, shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.sources)
@@ -144,13 +161,13 @@ def map_weights(checkpoint: Checkpoint, shapes: Mapping[str, tuple], names: Name
     Raises LatticeError for tensors that are missing, and for those that nobody asked for (strict=False: a warning).
     """
     available = set(checkpoint.names)
-    found = {name: _find(name, checkpoint, names, available) for name in shapes}
+    found = {name: _find(name, shape, checkpoint, names, available) for name, shape in shapes.items()}
     missing = [name for name, source in found.items() if source is None]
     if missing:
         listed = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise expected("weights", "a tensor for every parameter", f"none for {listed}", hint="is the file complete?")
     sources = {name: source for name, source in found.items() if source is not None}
-    unused = available - {source.tensor for source in sources.values()}
+    unused = available - {tensor for source in sources.values() for tensor in source.parts or (source.tensor,)}
     _refuse_unused(sorted(name for name in unused if not name.startswith(names.ignored)), strict)
     return Weights(checkpoint, shapes, sources)
 
@@ -164,14 +181,23 @@ def _refuse_unused(unused: list[str], strict: bool) -> None:
         warnings.warn(str(error), LatticeWarning, stacklevel=3)
 
 
-def _find(name: str, checkpoint: Checkpoint, names: Names, available: set[str]) -> _Source | None:
-    find = _find_gguf if checkpoint.kind == "gguf" else _find_safetensors
-    return find(name, names, available)
+def _find(name: str, shape: tuple, checkpoint: Checkpoint, names: Names, available: set[str]) -> _Source | None:
+    if checkpoint.kind == "gguf":
+        return _find_gguf(name, names, available)
+    return _find_safetensors(name, names, available) or _find_parts(name, shape, names, available)
 
 
 def _find_safetensors(name: str, names: Names, available: set[str]) -> _Source | None:
     values = names.values(name)
     return next((_Source(found, None, values) for found in names.spellings(name) if found in available), None)
+
+
+def _find_parts(name: str, shape: tuple, names: Names, available: set[str]) -> _Source | None:
+    for spelled in zip(*map(names.spellings, names.parts(name)), strict=True):
+        parts = tuple(part.format(index) for index in range(shape[0]) for part in spelled)
+        if available.issuperset(parts):
+            return _Source(parts[0], parts=parts)
+    return None
 
 
 def _find_gguf(name: str, names: Names, available: set[str]) -> _Source | None:
@@ -240,7 +266,8 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
         got = f"{type(error).__name__}: {error}"
         raise expected(checkpoint.path.name, "a config of usable values", got, kind=FormatError) from error
     gguf_names = found.GGUF(config) if callable(found.GGUF) else found.GGUF
-    names = Names(found.spellings, found.IGNORED, gguf_names, config, getattr(found, "values", lambda name: None))
+    optional = {key: getattr(found, key) for key in ("values", "parts") if hasattr(found, key)}
+    names = Names(found.spellings, found.IGNORED, gguf_names, config, **optional)
     _drop_absent(model, checkpoint, names)
     shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
     weights = map_weights(checkpoint, shapes, names, strict=strict)
@@ -257,7 +284,7 @@ def _drop_absent(model: Any, checkpoint: Checkpoint, names: Names) -> None:
     """Set to None the parts a file may lack: the head (an embedding model) and the draft head."""
     available = set(checkpoint.names)
     for part, dependent in (("lm_head", ("lm_head", "head")), ("mtp", ("mtp",))):
-        own = [name for name in model.parameters() if name.startswith(f"{part}.")]
-        if own and not any(_find(name, checkpoint, names, available) for name in own):
+        own = {name: p.shape for name, p in model.parameters().items() if name.startswith(f"{part}.")}
+        if own and not any(_find(name, shape, checkpoint, names, available) for name, shape in own.items()):
             for attribute in dependent:
                 setattr(model, attribute, None)

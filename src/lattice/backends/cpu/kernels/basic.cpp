@@ -1,4 +1,4 @@
-// add, mul, scale, concat and take_rows: the plain element and row movements.
+// add, mul, scale, concat, take_rows and split_heads: the plain element and row movements.
 #include <algorithm>
 #include <cstring>
 
@@ -64,6 +64,16 @@ KERNEL(take_rows, no_scratch) {
   const int64_t bytes = call.width(0) * bytes_of(call.tensor(0).dtype);
   call.tiles(call.rows(1), std::max<int64_t>(1, 65536 / std::max<int64_t>(1, bytes)), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) std::memcpy(y + i * bytes, x + rows[i] * bytes, size_t(bytes));
+  });
+}
+
+// split_heads(x) -> q, gate; head_dim. x: heads of [Q | gate], a row's heads one after another
+KERNEL(split_heads, no_scratch) {
+  const float* x = call.data<float>(0);
+  const int64_t head_dim = call.integer(0), heads = call.rows(0) * (call.width(0) / (2 * head_dim));
+  call.tiles(heads, 1 + 8192 / head_dim, [&](int64_t begin, int64_t end) {
+    for (int64_t i = 2 * begin; i < 2 * end; ++i)
+      std::memcpy(call.data<float>(1 + i % 2) + i / 2 * head_dim, x + i * head_dim, size_t(head_dim) * sizeof(float));
   });
 }
 

@@ -1,4 +1,4 @@
-// Functions of a vector: exp, erf and the activations built on them.
+// Functions of a vector: exp, erf, softplus and the activations built on them.
 //
 // exp(x) = 2^n * exp(r), n = round(x / ln 2), |r| <= ln(2) / 2; exp(r) = 1 + r + r^2 * q(r), q of degree 4 by minimax of
 // the relative error (3e-9 before rounding; about 1e-7 after).
@@ -48,6 +48,16 @@ inline vf erf(vf z) {
   q = fma(q, s, set1(5.0725275e-01f));
   q = fma(q, s, set1(1.0f));
   return select(size < set1(4.0f), z * p / q, copy_sign(set1(1.0f), z));
+}
+
+// ln(1 + exp(x)) = max(x, 0) + ln(1 + u), u = exp(-|x|); with s = u / (2 + u), ln(1 + u) = 2 atanh(s) = s * q(s^2),
+// q of degree 4 by minimax of the relative error (4e-9 before rounding).
+inline vf softplus(vf x) {
+  const vf u = exp(-abs(x)), s = u / (set1(2.0f) + u), square = s * s;
+  vf q = fma(set1(0.28178337f), square, set1(0.27960601f));
+  q = fma(q, square, set1(0.40024909f));
+  q = fma(q, square, set1(0.66666317f));
+  return fma(s, fma(q, square, set1(2.0f)), max(zero(), x));
 }
 
 inline vf sigmoid(vf x) { return set1(1.0f) / (set1(1.0f) + exp(-x)); }
