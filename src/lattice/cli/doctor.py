@@ -204,9 +204,11 @@ def _print(report: dict[str, Any]) -> None:
 def _print_plan(report: dict[str, Any], whence: str) -> None:
     weights, kv, context, draft = report["weights"], report["kv"], report["context"], report.get("draft")
     kinds = [f"{size(weights[kind])} {kind}" for kind in ("tiles", "vectors", "tables", "experts") if weights[kind]]
-    mapped = f", {size(weights['mapped'])} left in the file" if weights["mapped"] else ""
     rows = [
-        ("weights", f"{size(weights['held'])} held{mapped}  ({', '.join(kinds)})"),
+        ("weights", f"{size(weights['held'] + weights['mapped'])}: {', '.join(kinds)}"),
+        ("held", f"{size(weights['held'])} of them in memory"),
+        ("mapped", f"{size(weights['mapped'])} of them in pages of the file, read where a step touches them"
+                   if weights["mapped"] else None),
         ("state", f"{size(report['state'])} a sequence, at any length" if report["state"] else None),
         ("K/V", "per 1,000 tokens " + ", ".join(
             f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
