@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from lattice.dtypes import BF16, F32, encode
 from lattice.generate import LanguageModel
+from lattice.models.qwen3_5 import Config, Model
+from lattice.weights import save_safetensors
 
 GOLDEN = Path(__file__).parent / "golden" / "models"
 BYTES = "€ü".encode()  # byte tokens, so that a code point takes several of them
@@ -70,3 +73,28 @@ def greedy(lm: LanguageModel, prompt: list[int], count: int) -> list[int]:
     for _ in range(count):
         tokens.append(int(lm.logits(tokens)[-1].argmax()))
     return tokens[len(prompt) :]
+
+
+HYBRID = {
+    "model_type": "qwen3_5_text", "vocab_size": 70, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16, "max_position_embeddings": 1024,
+    "tie_word_embeddings": False, "rope_theta": 10000.0,
+}  # fmt: skip
+
+
+def hybrid_model(to: Path, *, text: bool = False, bf16: bool = False, seed: int = 0, **config) -> Path:
+    """Write a random model with three recurrent layers and one with attention; its keys and values are f32 or f16."""
+    directory = to / f"hybrid-{len(list(to.iterdir()))}"
+    directory.mkdir()
+    values = HYBRID | config
+    (directory / "config.json").write_text(json.dumps(values))
+    rng, tensors = np.random.default_rng(seed), {}
+    for name, parameter in Model(Config.read(values)).parameters().items():
+        scale = 0.3 if len(parameter.shape) > 1 else 0.1
+        drawn = (scale * rng.standard_normal(parameter.shape)).astype(np.float32)
+        tensors[name] = encode(drawn, BF16 if bf16 and len(parameter.shape) > 1 else F32)
+    save_safetensors(directory / "model.safetensors", tensors)
+    if text:
+        write_tokenizer(directory, values["vocab_size"])
+    return directory

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from small_models import copy_model
 
-from lattice.generate import LanguageModel, load
+from lattice.generate import Completion, LanguageModel, load
 
 
 @pytest.fixture
@@ -30,10 +30,23 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     return load(copy_model(tmp_path_factory.mktemp("text"), text=True))
 
 
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Completion]:
+    """Return what generates with the weights of `small` and knows no prefix."""
+    lm = load(copy_model(tmp_path_factory.mktemp("fresh")))
+
+    def run(*args, **options) -> Completion:
+        lm.engine.forget()
+        return lm.generate(*args, **options)
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def all_pages_come_back(request: pytest.FixtureRequest):
-    """Whatever a test does with a shared model, every page is free afterwards."""
+    """Whatever a test does with a shared model, every page is free afterwards, but for those of prefixes."""
     yield
     for name in {"small", "small_text"} & set(request.fixturenames):
-        pool = request.getfixturevalue(name).engine.pool
-        assert sorted(pool.free) == list(range(pool.pages))
+        engine = request.getfixturevalue(name).engine
+        engine.forget()
+        assert engine.pool.used == 0 and engine.pool.pages.free == engine.pool.pages.count

@@ -10,17 +10,16 @@ from small_models import draw_tokens
 
 from lattice.errors import LatticeError
 from lattice.generate import load
-from lattice.generate.cache import PagePool, Sequence
 
 OPTIONS = dict(max_tokens=20, ignore_eos=True)
 
 
-def test_a_turn_runs_only_what_is_new_and_answers_the_same(small):
+def test_a_turn_runs_only_what_is_new_and_answers_the_same(small, fresh):
     conversation = small.conversation()
     prompt, reused = draw_tokens(90), []
     for turn in range(4):
         completion = conversation.generate(prompt, **OPTIONS)
-        assert completion.tokens == small.generate(prompt, **OPTIONS).tokens
+        assert completion.tokens == fresh(prompt, **OPTIONS).tokens
         reused.append(completion.usage.reused_tokens)
         assert completion.usage.prompt_tokens == len(prompt)
         prompt = [*prompt, *completion.tokens, *draw_tokens(7, seed=turn)]
@@ -29,7 +28,7 @@ def test_a_turn_runs_only_what_is_new_and_answers_the_same(small):
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_any_turn_gives_the_bits_of_a_fresh_one(small, data):
+def test_any_turn_gives_the_bits_of_a_fresh_one(small, fresh, data):
     conversation = small.conversation()
     known = draw_tokens(150)
     for turn in range(3):
@@ -37,7 +36,7 @@ def test_any_turn_gives_the_bits_of_a_fresh_one(small, data):
         prompt = known[:kept] + draw_tokens(data.draw(st.integers(1, 80)), seed=turn)
         given_ = dict(max_tokens=data.draw(st.integers(1, 9)), temperature=1.0, seed=turn)
         completion = conversation.generate(prompt, **given_)
-        assert completion.tokens == small.generate(prompt, **given_).tokens
+        assert completion.tokens == fresh(prompt, **given_).tokens
         known = prompt + completion.tokens
 
 
@@ -45,9 +44,8 @@ def test_logits_after_reuse_are_bit_equal(small):
     engine, prompt = small.engine, draw_tokens(200)
     conversation = small.conversation()
     conversation.generate(prompt[:130], max_tokens=9)
-    sequence = conversation._sequence
-    assert sequence.keep(prompt) == 130
-    engine.reserve(sequence, 200)
+    sequence = engine.begin(prompt, 200)
+    assert sequence.reused == len(sequence) == 130
     warm = np.concatenate(list(engine.score(sequence, prompt[130:])))
     assert np.array_equal(warm, small.logits(prompt)[130:])
 
@@ -66,10 +64,11 @@ def test_messages_share_their_beginning(small_text):
     longer = [*messages, {"role": "assistant", "content": answer.text}, {"role": "user", "content": "two"}]
     completion = conversation.generate(longer, **OPTIONS)
     assert completion.usage.reused_tokens >= answer.usage.prompt_tokens
+    small_text.engine.forget()
     assert completion.text == small_text.generate(longer, **OPTIONS).text
 
 
-def test_a_later_turn_ends_an_open_stream(small):
+def test_a_later_turn_ends_an_open_stream(small, fresh):
     conversation = small.conversation()
     stream = conversation.stream([1, 2, 3], max_tokens=9)
     next(stream)
@@ -77,7 +76,7 @@ def test_a_later_turn_ends_an_open_stream(small):
     with pytest.raises(LatticeError, match="later turn"):
         next(stream)
     stream.close()
-    assert [c.token for c in other] == small.generate([1, 2, 3], max_tokens=9).tokens
+    assert [c.token for c in other] == fresh([1, 2, 3], max_tokens=9).tokens
 
 
 def test_a_stream_closed_early_keeps_what_was_run(small):
@@ -92,7 +91,7 @@ def test_clear_forgets(small):
     conversation = small.conversation()
     conversation.generate(draw_tokens(100), max_tokens=3)
     conversation.clear()
-    assert len(small.engine.pool.free) == small.engine.pool.pages
+    assert small.engine.pool.used == 0
     assert conversation.generate(draw_tokens(100), max_tokens=3).usage.reused_tokens == 0
 
 
@@ -109,6 +108,7 @@ def test_idle_conversations_yield_their_pages_oldest_first(make):
     for stream in streams:
         stream.close()
     answer = old.generate(draw_tokens(60), max_tokens=3)
+    lm.engine.forget()
     assert answer.tokens == lm.generate(draw_tokens(60), max_tokens=3).tokens
 
 
@@ -119,27 +119,3 @@ def test_a_turn_that_does_not_fit_leaves_the_conversation_usable(make):
     with pytest.raises(LatticeError, match="context of 128"):
         conversation.generate(draw_tokens(120), max_tokens=20)
     assert conversation.generate(draw_tokens(60), max_tokens=3).usage.reused_tokens == 59
-
-
-# ---- the pool by itself ------------------------------------------------------------------------------------
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 400)), max_size=40))
-def test_every_page_has_one_owner(actions):
-    pool, sequences = PagePool(20), {}
-    for name, size in actions:
-        sequence = sequences.setdefault(name, Sequence(pool, 10))
-        if size > 320:
-            sequence.clear()
-        else:
-            try:
-                sequence.reserve(size)
-            except LatticeError:
-                assert len(pool.free) < 5
-            sequence.tokens = [0] * min(size, 64 * len(sequence._pages))
-            if size % 2:
-                sequence.shrink()
-        held = [page for each in sequences.values() for page in each._pages]
-        assert sorted(held + pool.free) == list(range(20))
-        assert sequence.table[0, : len(sequence._pages)].tolist() == sequence._pages
-        del sequence
-    sequences.clear()
-    assert sorted(pool.free) == list(range(20))

@@ -11,28 +11,31 @@ is a few microseconds, where checking and copying a whole step takes a quarter o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from threading import Lock
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lattice.backends._backend import Capacity
-from lattice.backends.cpu import CpuBackend, CpuPlan, run_plans
-from lattice.errors import expected
+from lattice.backends.cpu import STORAGE, CpuBackend, CpuPlan, run_plans
+from lattice.errors import LatticeError, expected
 from lattice.generate import cache
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
+from lattice.generate.prefix import Entry, Prefixes
 from lattice.generate.sampling import Sampler, SamplingSettings
 from lattice.nn.attention import KV
 from lattice.ops import Symbol, logprobs, sample, take_rows
 from lattice.program import Program, trace
-from lattice.step import Step
+from lattice.step import PAGE_TOKENS, Step
 from lattice.weights.load import OpenModel
 
 CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
-SEQUENCES = 2  # full-length sequences that the pool holds; memory that no token reached is never touched
+SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token reached is never touched
+SNAPSHOTS = 16  # kept recurrent states that they hold besides
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
 
 
@@ -44,8 +47,19 @@ class Advance(NamedTuple):
     logprobs: RowLogprobs | None
 
 
+class Kept(NamedTuple):
+    """A prefix that a step makes: its length, and the slot that the step saves its recurrent state to."""
+
+    length: int
+    slot: cache.Held | None
+
+
 class Engine:
-    """Runs one model. `context` is the most tokens of a sequence, `vocab` the number of logits."""
+    """Runs one model. `context` is the most tokens of a sequence, `vocab` the number of logits.
+
+    `recurrent` says whether the model has state besides keys and values. `paged` and `slotted` are the state buffers
+    by name, led by page and by slot.
+    """
 
     def __init__(
         self,
@@ -55,18 +69,26 @@ class Engine:
         dtype: str = "auto",
         context: int | None = None,
         chunk: int = CHUNK,
+        cache_bytes: int | None = None,
     ):
         self.vocab: int = opened.config.vocab_size
         self.context = _context(context, opened.config.max_position_embeddings)
         self.chunk = min(chunk, self.context)
         self.lock = Lock()
         self._width = cache.pages_for(self.context)
-        self.pool = cache.PagePool(SEQUENCES * self._width)
         self._model, self._backend = opened.model, backend
         self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
+        self.pool = self._make_pool(cache_bytes)
+        self.recurrent = self.pool.slots.nbytes > 0
+        self.prefixes = Prefixes(self.pool)
         self._program = trace(self._forward)
         self.weights = backend.load(self._program, opened.weights.cast(dtype))
-        self._state = {s.name: backend.state(s.shape, s.dtype) for s in self._program.of_kind("state")}
+        self.paged: dict[str, np.ndarray] = {}
+        self.slotted: dict[str, np.ndarray] = {}
+        for layer, shapes in self._layers(self.pool.pages.count, self.pool.slots.count).items():
+            kind = self.paged if isinstance(shapes, KV) else self.slotted
+            kind.update({f"{layer}.{n}": backend.state(s, self._dtype(shapes)) for n, s in shapes._asdict().items()})
+        self._state = {**self.paged, **self.slotted}
         self._plan = self._compile(rows=1)
         logits = {"logits": self._plan.outputs["logits"]}
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
@@ -75,16 +97,42 @@ class Engine:
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
 
+    # ---- state ---------------------------------------------------------------------------------------------
+    def _layers(self, pages: int, slots: int) -> dict[str, Any]:
+        """Return the shapes of every layer's state by the layer's name, those of a draft head last, as `mtp`."""
+        found = {f"layers.{i}": shapes for i, shapes in enumerate(self._model.state_shapes(pages, slots))}
+        draft_head = getattr(self._model, "mtp", None)
+        return found if draft_head is None else {**found, "mtp": draft_head.state_shapes(pages, slots)}
+
+    def _dtype(self, shapes: Any) -> str:
+        return self._kv if isinstance(shapes, KV) else "f32"  # recurrent state is always exact
+
+    def _make_pool(self, budget: int | None) -> cache.StatePool:
+        page = slot = 0
+        for shapes in self._layers(1, 1).values():
+            nbytes = sum(prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
+            page, slot = (page + nbytes, slot) if isinstance(shapes, KV) else (page, slot + nbytes)
+        least = self._width * page + 2 * slot  # a slot to read, one to save
+        most = SEQUENCES * least + SNAPSHOTS * slot
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < least):
+            raise expected("load", f"cache_bytes of at least {least}, one sequence of {self.context} tokens", budget)
+        return cache.StatePool(most if budget is None else budget, page, slot)
+
     # ---- programs ------------------------------------------------------------------------------------------
     def _forward(self, program: Program) -> dict[str, Symbol]:
         step = program.step(self._width)
-        state = []
-        for index, shapes in enumerate(self._model.state_shapes(self.pool.pages, SEQUENCES)):
-            dtype = self._kv if isinstance(shapes, KV) else "f32"  # recurrent state is always exact
-            names = ((f"layers.{index}.{name}", shape) for name, shape in shapes._asdict().items())
-            state.append(type(shapes)(*(program.input(n, *shape, kind="state", dtype=dtype) for n, shape in names)))
-        hidden, _ = self._model(step, state)
+        hidden, _ = self._model(step, self._states(program))
         return {"logits": self._model.head(take_rows(hidden, step.rows))}
+
+    def _states(self, program: Program, *, draft: bool = False) -> list[Any]:
+        """Return the state of every layer, or of the draft head, as inputs of a program."""
+        states = []
+        for layer, shapes in self._layers(self.pool.pages.count, self.pool.slots.count).items():
+            if (layer == "mtp") == draft:
+                dtype = self._dtype(shapes)
+                names = ((f"{layer}.{name}", shape) for name, shape in shapes._asdict().items())
+                states.append(type(shapes)(*(program.input(n, *s, kind="state", dtype=dtype) for n, s in names)))
+        return states
 
     def _choose(self, program: Program) -> dict[str, Symbol]:
         return {"tokens": sample(program.input("logits", "R", self.vocab), program.sampling(edits=self.vocab))}
@@ -100,18 +148,90 @@ class Engine:
     # ---- sequences -----------------------------------------------------------------------------------------
     def sequence(self) -> cache.Sequence:
         """Return an empty sequence without pages."""
-        return cache.Sequence(self.pool, self._width)
+        return cache.Sequence(self._width)
+
+    def begin(self, prompt: Sequence[int], positions: int, marks: Iterable[int] = ()) -> cache.Sequence:
+        """Return a sequence with pages for `positions` tokens, which holds as much of the prompt as is known.
+
+        What it leaves of the prompt, at least one token, is to be run. At `marks`, lengths of the prompt such as the
+        ends of its messages, later prompts are likely to part from it. LatticeError if the positions do not fit.
+        """
+        tokens = np.asarray(prompt, np.int32)
+        self._check_positions(positions)
+        with self.pool.lock:
+            entry, shared, known = self.prefixes.find(tokens)
+            sequence = None if entry is None else self._resume(entry, shared, positions)
+            del entry  # it may have to go
+            if sequence is None:
+                sequence = self.sequence()
+                self._reserve(sequence, positions)
+        sequence.prompt, sequence.reused, sequence.kept = tokens, len(sequence), len(sequence)
+        sequence.marks = self._marks(len(tokens), len(sequence), known, marks)
+        return sequence
+
+    def _resume(self, entry: Entry, shared: int, positions: int) -> cache.Sequence | None:
+        """Return a sequence that goes on behind `shared` tokens of an entry; None if there is no room beside it."""
+        sequence = self.sequence()
+        sequence.add(entry.pages[: shared // PAGE_TOKENS])
+        try:
+            self._reserve(sequence, positions)
+        except LatticeError:
+            return None
+        if shared % PAGE_TOKENS:  # positions that are shared are never written: a running step changes none of them
+            begun = shared // PAGE_TOKENS
+            for buffer in self.paged.values():
+                buffer[sequence.pages[begun].index] = buffer[entry.pages[begun].index]
+        sequence.tokens, sequence.slot = entry.tokens[:shared].tolist(), entry.slot
+        return sequence
+
+    def _marks(self, length: int, reused: int, known: int, asked: Iterable[int]) -> list[int]:
+        """Return the lengths of a prompt at which to keep a prefix, ascending."""
+        if not self.recurrent:
+            return [length]  # serves whatever is shorter
+        # One token before the end: that serves the same prompt, of which one token must run, and every longer one.
+        marks = {length - 1, *asked}
+        marks.update(PAGE_TOKENS << i for i in range((length // PAGE_TOKENS).bit_length()))
+        if known >= reused + PAGE_TOKENS:
+            marks.add(known)  # here another prompt parted from this one: a third may, too
+        return sorted(mark for mark in marks if reused < mark < length)
+
+    def finish(self, sequence: cache.Sequence) -> None:
+        """Keep what a sequence has run as a prefix for others, and give back the rest of what it holds."""
+        tokens = np.asarray(sequence.tokens, np.int32)
+        with self.pool.lock:
+            if len(tokens) and self._whole(sequence):
+                sequence.entries.add(self.prefixes.insert(tokens, sequence.pages, sequence.slot))
+            sequence.clear()
+
+    def forget(self, entries: Iterable[Entry] | None = None) -> None:
+        """Drop prefixes, by default all; sequences that took them up go on."""
+        with self.pool.lock:
+            self.prefixes.forget(self.prefixes.entries if entries is None else entries)
+
+    def reserve(self, sequence: cache.Sequence, positions: int) -> None:
+        """Give a sequence room for `positions` tokens in all; LatticeError if they do not fit or memory ran out."""
+        self._check_positions(positions)
+        with self.pool.lock:
+            self._reserve(sequence, positions)
+
+    def take_slots(self, count: int) -> list[cache.Held]:
+        """Return slots for states that tokens of a step save, such as drafts; LatticeError if memory ran out."""
+        with self.pool.lock:
+            return self.prefixes.take(0, count)[1]
+
+    def _reserve(self, sequence: cache.Sequence, positions: int) -> None:
+        missing = max(0, cache.pages_for(positions) - len(sequence.pages))
+        pages, slots = self.prefixes.take(missing, int(self.recurrent and sequence.own is None))
+        sequence.add(pages)
+        sequence.own = slots[0] if slots else sequence.own
+
+    def _check_positions(self, positions: int) -> None:
+        if positions > self.context:
+            raise expected("engine", f"at most {self.context} tokens of context", positions)
 
     def sampler(self, settings: SamplingSettings, logprobs: int | None = None) -> Sampler:
         """Return a sampler for one answer, which wants so many alternatives beside each token (None: no logprobs)."""
         return Sampler(settings, self.vocab, logprobs)
-
-    def reserve(self, sequence: cache.Sequence, positions: int) -> None:
-        """Give a sequence pages for `positions` tokens in all; LatticeError if they do not fit or ran out."""
-        if positions > self.context:
-            raise expected("engine", f"at most {self.context} tokens of context", positions)
-        with self.lock:
-            sequence.reserve(positions)
 
     def check(self, tokens: Sequence[int] | np.ndarray, where: str) -> list[int]:
         """Return token ids as a list, or raise what is wrong with them."""
@@ -129,9 +249,9 @@ class Engine:
             part = tokens[start : start + self.chunk]
             with self.lock:
                 self._written = None
-                self._plan.write(self._step(sequence, part, rows=0))
-                run_plans((self._plan,))
-                sequence.tokens += part
+                kept = self._write(self._plan, sequence, part, rows=0)
+                self._run((self._plan,), sequence)
+                self._ran(sequence, part, kept)
 
     def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> Advance:
         """Run `tokens` behind a sequence's and draw the next one."""
@@ -141,20 +261,22 @@ class Engine:
             tokens = tokens[last:]
         with self.lock:
             position = len(sequence.tokens) + len(tokens)
-            if self._written is sampler and len(tokens) == 1:
+            kept: list[Kept] = []
+            if self._written is sampler and len(tokens) == 1 and sequence.slot is sequence.own:
                 self._write_next(tokens[0], position, sampler)
             else:
                 self._written = None
-                self._plan.write(self._step(sequence, tokens, rows=1))
+                lasting = len(tokens) == 1 and sequence.slot is sequence.own and not sequence.marks
+                kept = self._write(self._plan, sequence, tokens, rows=1)
                 self._sample.write(sampling=sampler.arrays(position))
-                self._written = sampler if len(tokens) == 1 else None
+                self._written = sampler if lasting else None
             plans = [self._plan, self._sample]
             if sampler.logprobs is not None:
                 plans.append(self._logprobs_plan())
             started = perf_counter()
-            run_plans(plans)
+            self._run(plans, sequence)
             seconds = perf_counter() - started
-            sequence.tokens += tokens
+            self._ran(sequence, tokens, kept)
             row = row_of(plans[2].outputs) if sampler.logprobs is not None else None
             return Advance(int(self._sample.outputs["tokens"][0]), seconds, row)
 
@@ -166,11 +288,63 @@ class Engine:
             with self.lock:
                 if self._scores is None:
                     self._scores = self._compile(rows)
-                self._scores.write(self._step(sequence, part, rows=len(part)))
-                run_plans((self._scores,))
-                sequence.tokens += part
+                kept = self._write(self._scores, sequence, part, rows=len(part))
+                self._run((self._scores,), sequence)
+                self._ran(sequence, part, kept)
                 logits = self._scores.output("logits").copy()
             yield logits
+
+    def _whole(self, sequence: cache.Sequence) -> bool:
+        """Return whether the recurrent state is that behind the sequence's tokens: no step was interrupted."""
+        return not (self.recurrent and sequence.tokens) or sequence.slot is not None
+
+    def _write(self, plan: CpuPlan, sequence: cache.Sequence, tokens: Sequence[int], rows: int) -> list[Kept]:
+        """Write a step into a plan's buffers; return the prefixes that are whole once it has run."""
+        start, count = len(sequence), len(tokens)
+        marks = [mark for mark in sequence.marks if mark <= start + count]
+        kept: list[Kept] = [Kept(mark, None) for mark in marks]
+        slots = saves = None
+        if self.recurrent:
+            if sequence.own is None or not self._whole(sequence):
+                raise expected("engine", "a sequence whose last step came to its end", "one that was interrupted")
+            kept = self._slots_for(sequence, marks)
+            slots = [(sequence.slot or sequence.own).index]
+            saves = np.full(count, -1, np.int32)
+            saves[-1] = sequence.own.index
+            saves[[mark - start - 1 for mark, _ in kept]] = [slot.index for _, slot in kept if slot is not None]
+        wanted = range(count - rows, count)
+        table = sequence.table
+        plan.write(Step.of([tokens], starts=[start], rows=wanted, page_table=table, slots=slots, saves=saves))
+        return kept
+
+    def _slots_for(self, sequence: cache.Sequence, marks: list[int]) -> list[Kept]:
+        """Return those marks that are worth a slot, each with its slot."""
+        kept, before = [], sequence.kept
+        with self.pool.lock:
+            for mark in marks:
+                slot = self.prefixes.slot_for(mark - before)
+                if slot is not None:
+                    kept.append(Kept(mark, slot))
+                    before = mark
+        return kept
+
+    def _run(self, plans: Sequence[CpuPlan], sequence: cache.Sequence) -> None:
+        sequence.slot = None  # until `_ran`: whoever interrupts this leaves state that fits no tokens
+        run_plans(plans)
+
+    def _ran(self, sequence: cache.Sequence, tokens: Sequence[int], kept: list[Kept]) -> None:
+        """Note that a step has run: its tokens, where the state behind them lies, and the prefixes to keep."""
+        length = len(sequence) + len(tokens)
+        slot = next((slot for mark, slot in kept if mark == length), None)  # read by the next step, never written
+        sequence.tokens += tokens
+        sequence.slot = slot or sequence.own
+        if not sequence.marks:
+            return
+        sequence.marks = [mark for mark in sequence.marks if mark > length]
+        with self.pool.lock:
+            for mark, slot in kept:
+                sequence.entries.add(self.prefixes.insert(sequence.prompt[:mark], sequence.pages, slot))
+                sequence.kept = mark
 
     def _logprobs_plan(self) -> CpuPlan:
         if self._logprobs is None:
@@ -181,11 +355,6 @@ class Engine:
 
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))
-
-    def _step(self, sequence: cache.Sequence, tokens: Sequence[int], rows: int) -> Step:
-        count = len(tokens)
-        wanted = range(count - rows, count)
-        return Step.of([tokens], starts=[len(sequence)], rows=wanted, page_table=sequence.table)
 
     def _write_next(self, token: int, position: int, sampler: Sampler) -> None:
         """Write the step after this sampler's last: everything else in the buffers is still right."""

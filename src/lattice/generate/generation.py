@@ -2,7 +2,8 @@
 the limit.
 
 The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
-holds pages and nothing else; they go back when it ends, is closed, or nobody refers to it any more.
+holds pages and a slot and nothing else. When it ends or is closed they become a prefix that later prompts may share;
+they go back when nobody refers to it any more.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer: of the prompt, how many of those were still in pages, and generated."""
+    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -102,12 +103,10 @@ class Generation(Iterator[Chunk]):
         sampler: Sampler,
         limits: Limits,
         tokenizer: Tokenizer | None,
-        *,
-        retain: bool = False,
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
-        self._engine, self._sampler, self._limits, self._retain = engine, sampler, limits, retain
+        self._engine, self._sampler, self._limits = engine, sampler, limits
         self._tokenizer, self._stops = tokenizer, StopStrings(limits.stop)
         self._decoder: Decoder | None = None if tokenizer is None else tokenizer.stream()
         self.logprobs: list[TokenLogprob] | None = None if sampler.logprobs is None else []
@@ -115,24 +114,21 @@ class Generation(Iterator[Chunk]):
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
-        sequence.turn += 1
-        self._turn = sequence.turn
+        self._overtaken = False
         self._sequence: Sequence | None = sequence
-        engine.pool.set_idle(sequence, False)
-        self._reused = sequence.keep(prompt)
+        self._reused, self.kept = sequence.reused, sequence.entries
         self._pending = prompt[self._reused :]  # tokens that the next step runs
         sampler.read(prompt)
-        engine.reserve(sequence, len(prompt) + limits.max_tokens)
 
     def __iter__(self) -> Generation:
         return self
 
     def __next__(self) -> Chunk:
         sequence = self._sequence
+        if self._overtaken:
+            raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         if sequence is None:
             raise StopIteration
-        if sequence.turn != self._turn:
-            raise expected("stream", "the conversation's latest answer", "an earlier one, which a later turn has ended")
         started = perf_counter()
         token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
         chunk = self._take(token, row)
@@ -183,15 +179,15 @@ class Generation(Iterator[Chunk]):
         self.close()
 
     def close(self) -> None:
-        """End the answer here and give back its pages; a conversation keeps those of what has been run."""
+        """End the answer here; what has been run is kept for prompts that go on from it, until others need the room."""
         sequence, self._sequence = self._sequence, None
-        if sequence is None or sequence.turn != self._turn:
-            return
-        if self._retain:
-            sequence.shrink()
-            self._engine.pool.set_idle(sequence, True)
-        else:
-            sequence.clear()
+        if sequence is not None:
+            self._engine.finish(sequence)
+
+    def overtake(self) -> None:
+        """End the answer because its conversation goes on without it; whoever asks it for more hears so."""
+        self._overtaken = self._sequence is not None
+        self.close()
 
     def __enter__(self) -> Generation:
         return self

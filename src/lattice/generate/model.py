@@ -18,7 +18,6 @@ import numpy as np
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
-from lattice.generate.cache import Sequence as Pages
 from lattice.generate.conversation import Conversation
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
@@ -33,7 +32,14 @@ from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import resolve
 
 
-def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", context: int | None = None) -> LanguageModel:
+def load(
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
+    cache_bytes: int | None = None,
+) -> LanguageModel:
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
@@ -41,14 +47,22 @@ def load(source: str | Path, *, device: str = "auto", dtype: str = "auto", conte
     most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype or context is not offered.
     """
-    backend = select(device)
-    return LanguageModel(open_model(resolve(source), family), backend, dtype=dtype, context=context)
+    opened = open_model(resolve(source), family)
+    return LanguageModel(opened, select(device), dtype=dtype, context=context, cache_bytes=cache_bytes)
 
 
 class LanguageModel:
     """A model that continues text. Threads may share it: it serves one step at a time, and calls queue."""
 
-    def __init__(self, opened: OpenModel, backend: CpuBackend, *, dtype: str = "auto", context: int | None = None):
+    def __init__(
+        self,
+        opened: OpenModel,
+        backend: CpuBackend,
+        *,
+        dtype: str = "auto",
+        context: int | None = None,
+        cache_bytes: int | None = None,
+    ):
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
             raise expected(
@@ -56,7 +70,7 @@ class LanguageModel:
             )
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
-        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context)
+        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes)
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context {self._engine.context}"
@@ -162,10 +176,9 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         logprobs: int | None = None,
-        sequence: Pages | None = None,
         **settings: Any,
     ) -> Generation:
-        """Return the answer to `prompt` before its first step, on `sequence` if there is one to continue."""
+        """Return the answer to `prompt` before its first step."""
         engine = self.engine
         unknown = sorted(set(settings) - set(vars(self.sampling)))
         if unknown:
@@ -177,8 +190,8 @@ class LanguageModel:
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
-        used = sequence if sequence is not None else engine.sequence()
-        return Generation(engine, used, tokens, sampler, limits, tokenizer, retain=sequence is not None)
+        sequence = engine.begin(tokens, len(tokens) + limits.max_tokens)
+        return Generation(engine, sequence, tokens, sampler, limits, tokenizer)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:

@@ -17,8 +17,8 @@ from lattice.ops import REGISTRY
 from lattice.program import Program, fuse
 
 __all__ = [
-    "CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "run_plans", "runnable_targets",
-    "targets",
+    "STORAGE", "CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "run_plans",
+    "runnable_targets", "targets",
 ]  # fmt: skip
 
 
