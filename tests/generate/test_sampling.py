@@ -297,7 +297,7 @@ def test_without_penalties_nothing_is_counted():
     sampler = Sampler(NEUTRAL, 70)
     sampler.read([1, 2, 3])
     sampler.draw(4)
-    assert sampler.size == 0 and sampler.last is None
+    assert sampler.size == 0 and not sampler.changed
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -7,6 +7,9 @@ generation.py    one running answer, token by token
 conversation.py  turns that share a beginning
 prompt.py        what a checkpoint says about text: tokenizer, chat template, stop tokens
 sampling.py      how the next token is chosen
+drafts.py        guesses of the tokens that come next
+speculative.py   how many of them pay
+verify.py        which of them are right
 logprobs.py      how likely it was
 stop.py          strings that end an answer
 perplexity.py    how well a model predicts a text

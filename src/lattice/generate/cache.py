@@ -13,7 +13,7 @@ itself. Taking is done under the pool's lock.
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import numpy as np
@@ -89,6 +89,13 @@ class StatePool:
         return pages <= self.pages.free and slots <= self.slots.free and self.used + more <= self.budget
 
 
+class Trail(Protocol):
+    """Whoever wants to know the hidden states behind tokens: rows from position `start` on, to be copied."""
+
+    def add(self, start: int, rows: np.ndarray) -> None:
+        """Take in rows, (tokens, hidden)."""
+
+
 class Sequence:
     """Tokens whose state lies in pages and a slot; made by `Engine.sequence` or `Engine.begin`.
 
@@ -107,6 +114,7 @@ class Sequence:
         self.reused = 0  # tokens that were not run because their state was known
         self.kept = 0  # length of the longest prefix of it that is kept
         self.entries: WeakSet[Any] = WeakSet()  # those prefixes, as long as they are
+        self.trail: Trail | None = None  # told the hidden states behind the tokens that are run
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -26,6 +26,8 @@ from lattice.generate import cache
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.prefix import Entry, Prefixes
 from lattice.generate.sampling import Sampler, SamplingSettings
+from lattice.generate.verify import MOST as MOST_DRAFTS
+from lattice.generate.verify import MOST_RECURRENT, Verified, Verifier
 from lattice.nn.attention import KV
 from lattice.ops import Symbol, logprobs, sample, take_rows
 from lattice.program import Program, trace
@@ -58,7 +60,8 @@ class Engine:
     """Runs one model. `context` is the most tokens of a sequence, `vocab` the number of logits.
 
     `recurrent` says whether the model has state besides keys and values. `paged` and `slotted` are the state buffers
-    by name, led by page and by slot.
+    by name, led by page and by slot. `draft_head`: whether its draft head is loaded, which is what was asked for where
+    it has one; `drafts` is the most that `verify` takes.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Engine:
         context: int | None = None,
         chunk: int = CHUNK,
         cache_bytes: int | None = None,
+        draft_head: bool = False,
     ):
         self.vocab: int = opened.config.vocab_size
         self.context = _context(context, opened.config.max_position_embeddings)
@@ -77,12 +81,15 @@ class Engine:
         self.lock = Lock()
         self._width = cache.pages_for(self.context)
         self._model, self._backend = opened.model, backend
+        self._hidden: int = opened.config.hidden_size
+        self.draft_head = draft_head and getattr(opened.model, "mtp", None) is not None
         self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
         self.pool = self._make_pool(cache_bytes)
         self.recurrent = self.pool.slots.nbytes > 0
+        self.drafts = MOST_RECURRENT if self.recurrent else MOST_DRAFTS
         self.prefixes = Prefixes(self.pool)
         self._program = trace(self._forward)
-        self.weights = backend.load(self._program, opened.weights.cast(dtype))
+        self.weights = backend.load(trace(self._everything), opened.weights.cast(dtype))
         self.paged: dict[str, np.ndarray] = {}
         self.slotted: dict[str, np.ndarray] = {}
         for layer, shapes in self._layers(self.pool.pages.count, self.pool.slots.count).items():
@@ -94,6 +101,7 @@ class Engine:
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
         self._logprobs: CpuPlan | None = None  # made when somebody asks
         self._scores: CpuPlan | None = None  # made when somebody wants more than one row
+        self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
 
@@ -101,8 +109,7 @@ class Engine:
     def _layers(self, pages: int, slots: int) -> dict[str, Any]:
         """Return the shapes of every layer's state by the layer's name, those of a draft head last, as `mtp`."""
         found = {f"layers.{i}": shapes for i, shapes in enumerate(self._model.state_shapes(pages, slots))}
-        draft_head = getattr(self._model, "mtp", None)
-        return found if draft_head is None else {**found, "mtp": draft_head.state_shapes(pages, slots)}
+        return {**found, "mtp": self._model.mtp.state_shapes(pages, slots)} if self.draft_head else found
 
     def _dtype(self, shapes: Any) -> str:
         return self._kv if isinstance(shapes, KV) else "f32"  # recurrent state is always exact
@@ -113,7 +120,7 @@ class Engine:
             nbytes = sum(prod(shape) for shape in shapes) * np.dtype(STORAGE[self._dtype(shapes)]).itemsize
             page, slot = (page + nbytes, slot) if isinstance(shapes, KV) else (page, slot + nbytes)
         least = self._width * page + 2 * slot  # a slot to read, one to save
-        most = SEQUENCES * least + SNAPSHOTS * slot
+        most = SEQUENCES * (least + MOST_RECURRENT * slot) + SNAPSHOTS * slot
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < least):
             raise expected("load", f"cache_bytes of at least {least}, one sequence of {self.context} tokens", budget)
         return cache.StatePool(most if budget is None else budget, page, slot)
@@ -122,7 +129,19 @@ class Engine:
     def _forward(self, program: Program) -> dict[str, Symbol]:
         step = program.step(self._width)
         hidden, _ = self._model(step, self._states(program))
-        return {"logits": self._model.head(take_rows(hidden, step.rows))}
+        found = {"logits": self._model.head(take_rows(hidden, step.rows))}
+        return {**found, "hidden": hidden} if self.draft_head else found
+
+    def _everything(self, program: Program) -> dict[str, Symbol]:
+        """Return what uses every weight."""
+        return {**self._forward(program), **(self._drafted(program) if self.draft_head else {})}
+
+    def _drafted(self, program: Program) -> dict[str, Symbol]:
+        """Return what the draft head makes of hidden states: such states of its own, and logits."""
+        hidden = program.input("hidden", "T", self._hidden)
+        step = program.step(self._width)
+        rows, _ = self._model.mtp(step, hidden, *self._states(program, draft=True))
+        return {"rows": rows, "logits": self._model.head(take_rows(rows, step.rows))}
 
     def _states(self, program: Program, *, draft: bool = False) -> list[Any]:
         """Return the state of every layer, or of the draft head, as inputs of a program."""
@@ -141,9 +160,16 @@ class Engine:
         logits, tokens = program.input("logits", "R", self.vocab), program.input("tokens", "R", dtype="i32")
         return dict(zip(("chosen", "top_ids", "top"), logprobs(logits, tokens, top=min(MOST, self.vocab)), strict=True))
 
-    def _compile(self, rows: int) -> CpuPlan:
-        capacity = Capacity(tokens=self.chunk, rows=rows, sequences=1)
+    def _compile(self, rows: int, tokens: int | None = None) -> CpuPlan:
+        capacity = Capacity(tokens=tokens or self.chunk, rows=rows, sequences=1)
         return self._backend.compile(self._program, self.weights, capacity, self._state)
+
+    def head_plans(self, tokens: int) -> tuple[CpuPlan, CpuPlan]:
+        """Return plans of the draft head, for steps of so many tokens, and of the draw of one token behind it."""
+        capacity = Capacity(tokens=tokens, rows=1, sequences=1)
+        plan = self._backend.compile(trace(self._drafted), self.weights, capacity, self._state)
+        bound = {"logits": plan.outputs["logits"]}
+        return plan, self._backend.compile(trace(self._choose), None, Capacity(), None, bound)
 
     # ---- sequences -----------------------------------------------------------------------------------------
     def sequence(self) -> cache.Sequence:
@@ -263,7 +289,7 @@ class Engine:
             position = len(sequence.tokens) + len(tokens)
             kept: list[Kept] = []
             if self._written is sampler and len(tokens) == 1 and sequence.slot is sequence.own:
-                self._write_next(tokens[0], position, sampler)
+                self._write_next(tokens[0], position, sampler, sequence)
             else:
                 self._written = None
                 lasting = len(tokens) == 1 and sequence.slot is sequence.own and not sequence.marks
@@ -279,6 +305,33 @@ class Engine:
             self._ran(sequence, tokens, kept)
             row = row_of(plans[2].outputs) if sampler.logprobs is not None else None
             return Advance(int(self._sample.outputs["tokens"][0]), seconds, row)
+
+    def verify(
+        self,
+        sequence: cache.Sequence,
+        token: int,
+        drafts: Sequence[int],
+        sampler: Sampler,
+        spare: list[cache.Held] | None = None,
+    ) -> Verified:
+        """Run `token` and drafts behind a sequence's; keep what plain decoding would draw (verify.py).
+
+        `spare` has a slot for each draft where the model is recurrent.
+        """
+        spare = spare or []
+        if len(drafts) > (min(self.drafts, len(spare)) if self.recurrent else self.drafts):
+            raise expected("engine", f"at most {self.drafts} drafts, a spare slot for each", len(drafts))
+        verifier = self.verifier()
+        with self.lock:
+            return verifier.run(sequence, token, drafts, sampler, spare)
+
+    def verifier(self) -> Verifier:
+        """Return the plans of `verify`, compiled when somebody drafts."""
+        with self.lock:
+            if self._verifier is None:
+                plan = self._compile(self.drafts + 1, self.drafts + 1)
+                self._verifier = Verifier(self._backend, plan, self._measure)
+            return self._verifier
 
     def score(self, sequence: cache.Sequence, tokens: Sequence[int]) -> Iterator[np.ndarray]:
         """Run `tokens` behind a sequence's; yield their logits in blocks, (n, vocab) float32 each."""
@@ -334,6 +387,8 @@ class Engine:
 
     def _ran(self, sequence: cache.Sequence, tokens: Sequence[int], kept: list[Kept]) -> None:
         """Note that a step has run: its tokens, where the state behind them lies, and the prefixes to keep."""
+        if sequence.trail is not None:
+            sequence.trail.add(len(sequence), self._plan.outputs["hidden"][: len(tokens)])
         length = len(sequence) + len(tokens)
         slot = next((slot for mark, slot in kept if mark == length), None)  # read by the next step, never written
         sequence.tokens += tokens
@@ -356,11 +411,13 @@ class Engine:
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))
 
-    def _write_next(self, token: int, position: int, sampler: Sampler) -> None:
+    def _write_next(self, token: int, position: int, sampler: Sampler, sequence: cache.Sequence) -> None:
         """Write the step after this sampler's last: everything else in the buffers is still right."""
         inputs = self._inputs
         inputs["tokens"][0] = token
         inputs["positions"][0] = position - 1
+        if sequence.own is not None:
+            inputs["slots"][0] = inputs["saves"][0] = sequence.own.index  # drafts change it
         sampler.write_next(inputs, position)
 
 

@@ -1,22 +1,24 @@
 """One running answer: a prompt goes in, chunks come out, one a token, until a stop token, a stop string or
 the limit.
 
-The engine is asked for one step at a time, when the consumer wants the next chunk. Between chunks the answer
-holds pages and a slot and nothing else. When it ends or is closed they become a prefix that later prompts may share;
-they go back when nobody refers to it any more.
+The engine is asked for one step at a time, when the consumer wants the next chunk; a step that verified drafts
+gives several tokens, handed on one by one. Between chunks the answer holds pages and slots and nothing else. When it
+ends or is closed they become a prefix that later prompts may share; they go back when nobody refers to it any more.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from time import perf_counter
 
 from lattice.errors import expected
 from lattice.generate.cache import Sequence
-from lattice.generate.engine import Engine
+from lattice.generate.engine import Advance, Engine
 from lattice.generate.logprobs import RowLogprobs, TokenLogprob, describe
 from lattice.generate.sampling import Sampler
+from lattice.generate.speculative import Speculation
 from lattice.generate.stop import StopStrings
 from lattice.tokenizers import Decoder, Tokenizer
 
@@ -36,11 +38,14 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated."""
+    """Tokens of an answer: of the prompt, how many of those were known and not run, and generated; how many were
+    drafted on the way, and how many of the drafts were right."""
 
     prompt_tokens: int
     completion_tokens: int
     reused_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -50,7 +55,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart.
+    """Seconds of an answer: until the first token, then for `decode_steps` further ones, native calls apart. Where
+    drafts were right, one run of the model gave several of them.
 
     Waiting for other users of the model counts, but not in `native_seconds`; waiting for the consumer does
     not count.
@@ -103,6 +109,8 @@ class Generation(Iterator[Chunk]):
         sampler: Sampler,
         limits: Limits,
         tokenizer: Tokenizer | None,
+        *,
+        speculation: Speculation | None = None,
     ):
         self.finish_reason: str | None = None
         self.tokens: list[int] = []
@@ -114,6 +122,9 @@ class Generation(Iterator[Chunk]):
         self._prompt_tokens = len(prompt)
         self._prefill = self._decode = self._native = 0.0
         self._steps = 0
+        self._speculation = speculation
+        self._known = list(prompt) if speculation else []  # prompt and what was drawn
+        self._drawn: deque[Advance] = deque()  # by the last step, not handed on
         self._overtaken = False
         self._sequence: Sequence | None = sequence
         self._reused, self.kept = sequence.reused, sequence.entries
@@ -130,7 +141,7 @@ class Generation(Iterator[Chunk]):
         if sequence is None:
             raise StopIteration
         started = perf_counter()
-        token, native, row = self._engine.advance(sequence, self._pending, self._sampler)
+        token, native, row = self._next(sequence)
         chunk = self._take(token, row)
         seconds = perf_counter() - started
         if self._prefill:
@@ -142,6 +153,19 @@ class Generation(Iterator[Chunk]):
         if chunk is None:
             raise StopIteration
         return chunk
+
+    def _next(self, sequence: Sequence) -> Advance:
+        """Return the next token, by a step of the engine unless the last one drew it already."""
+        if self._speculation is None:
+            return self._engine.advance(sequence, self._pending, self._sampler)
+        if not self._drawn:
+            if self._prefill:
+                room = self._limits.max_tokens - len(self.tokens)
+                self._drawn.extend(self._speculation.step(self._known, room))
+            else:
+                self._drawn.append(self._engine.advance(sequence, self._pending, self._sampler))
+            self._known += (each.token for each in self._drawn)
+        return self._drawn.popleft()
 
     def _take(self, token: int, row: RowLogprobs | None) -> Chunk | None:
         """Return the chunk of a new token, or, at the end, that of the text held back, if there is any."""
@@ -181,6 +205,8 @@ class Generation(Iterator[Chunk]):
     def close(self) -> None:
         """End the answer here; what has been run is kept for prompts that go on from it, until others need the room."""
         sequence, self._sequence = self._sequence, None
+        if self._speculation is not None:
+            self._speculation.close(len(self._known) - 1 - len(self._drawn))
         if sequence is not None:
             self._engine.finish(sequence)
 
@@ -198,7 +224,8 @@ class Generation(Iterator[Chunk]):
     @property
     def usage(self) -> Usage:
         """Tokens so far."""
-        return Usage(self._prompt_tokens, len(self.tokens), self._reused)
+        drafts = (self._speculation.drafted, self._speculation.accepted) if self._speculation else (0, 0)
+        return Usage(self._prompt_tokens, len(self.tokens), self._reused, *drafts)
 
     @property
     def timings(self) -> Timings:

@@ -54,6 +54,6 @@ def check_logprobs(value: object) -> int | None:
     return None if value is None else check_integer("logprobs", value, 0, MOST)
 
 
-def row_of(outputs: dict[str, np.ndarray]) -> RowLogprobs:
-    """Return the first row of what the program computed."""
-    return RowLogprobs(float(outputs["chosen"][0]), outputs["top_ids"][0].tolist(), outputs["top"][0].tolist())
+def row_of(outputs: dict[str, np.ndarray], row: int = 0) -> RowLogprobs:
+    """Return a row of what the program computed."""
+    return RowLogprobs(float(outputs["chosen"][row]), outputs["top_ids"][row].tolist(), outputs["top"][row].tolist())

