@@ -9,16 +9,17 @@ NAMES = {
     "embed": "texts a second beside ONNX Runtime and sentence-transformers",
     "decode": "prefill and decode tokens a second beside llama.cpp",
     "ppl": "perplexity beside llama.cpp's own figure",
+    "random-model": "write a GGUF of Qwen3.5's geometry with random weights, for the others to run",
     "start": "import, first token from process start, Python's share of a step",
 }
 
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        listing = "\n".join(f"  {name:8} {what}" for name, what in NAMES.items())
+        listing = "\n".join(f"  {name:12} {what}" for name, what in NAMES.items())
         raise SystemExit(f"usage: python -m benches NAME [--help]\n{listing}")
     name = sys.argv.pop(1)
-    import_module(f"benches.{name}").main()
+    import_module(f"benches.{name.replace('-', '_')}").main()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lattice.step import Sampling, Step
 
 # Formats that the CPU multiplies and looks up as they are stored, and a length of rows that holds whole blocks of each.
 PLAIN_FORMATS = ("f32", "f16", "bf16")
+STATE = {"float16": "f16", "int8": "i8"}  # the others are f32
 BLOCK_FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS
 
@@ -96,7 +97,7 @@ def _enter(made: Case, name: str, argument: Drawn | None) -> Any:
         return program.input(name, *value.shape, kind="weight")
     if argument.kind == "state":
         made.state[name] = value.copy()
-        return program.input(name, *value.shape, kind="state", dtype={"float16": "f16"}.get(value.dtype.name, "f32"))
+        return program.input(name, *value.shape, kind="state", dtype=STATE.get(value.dtype.name, "f32"))
     made.inputs[name] = value
     dtype = "i32" if value.dtype == np.int32 else "f32"
     return program.input(name, argument.count, *value.shape[1:], dtype=dtype)

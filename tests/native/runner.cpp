@@ -115,6 +115,7 @@ int64_t element_bytes(DType dtype) {
   switch (dtype) {
     case DType::f16: case DType::bf16: return 2;
     case DType::i64: return 8;
+    case DType::i8: return 1;
     default: return lattice::is_block(dtype) ? 1 : 4;
   }
 }
@@ -129,6 +130,7 @@ double element(DType dtype, const char* data, int64_t i) {
     case DType::f16: return lattice::from_f16(as(uint16_t()));
     case DType::bf16: return lattice::from_bf16(as(uint16_t()));
     case DType::i32: return as(int32_t());
+    case DType::i8: return as(int8_t());
     case DType::i64: return double(as(int64_t()));
     default: return as(uint8_t());
   }
@@ -155,7 +157,7 @@ std::string compare(const Case& c, size_t i, const char* got) {
     const double wanted = std::fabs(element(t.dtype, c.contents[i], j));
     if (std::isfinite(wanted) && wanted > largest) largest = wanted;
   }
-  const bool exact = t.dtype == DType::i32 || t.dtype == DType::i64;
+  const bool exact = t.dtype == DType::i32 || t.dtype == DType::i64 || t.dtype == DType::i8;
   for (int64_t j = 0; j < used; ++j) {
     const double x = element(t.dtype, got, j), y = element(t.dtype, c.contents[i], j);
     const bool equal = x == y || (std::isnan(x) && std::isnan(y));

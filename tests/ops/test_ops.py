@@ -194,14 +194,15 @@ def _linear_plan(backend, weight, rows):
     return backend.compile(program, backend.load(program, {"w": weight}), Capacity(tokens=rows))
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "i8"])
 def test_paged_attention_has_the_same_bits_however_a_prompt_is_cut(dtype, cpu_target):
     """k and v are appended and attended to in pieces; every row equals that of the whole prompt."""
     heads, kv_heads, head_dim, total, pages = 6, 2, 16, 200, 5
     random, backend = np.random.default_rng(0), CpuBackend(cpu_target)
     q = random.normal(size=(total, heads * head_dim)).astype(np.float32)
     k, v = (random.normal(size=(total, kv_heads * head_dim)).astype(np.float32) for _ in range(2))
-    shapes = (pages, kv_heads, head_dim, 64), (pages, kv_heads, 64, head_dim)
+    row = head_dim + 4 * (dtype == "i8")  # a factor behind every key and value
+    shapes = (pages, kv_heads, row, 64), (pages, kv_heads, 64, row)
 
     def build(program):
         step = program.step(4)
@@ -215,7 +216,7 @@ def test_paged_attention_has_the_same_bits_however_a_prompt_is_cut(dtype, cpu_ta
     def attend(cuts):
         state = {n: backend.state(s, dtype) for n, s in zip(("kp", "vp"), shapes, strict=True)}
         for pool in state.values():
-            pool[...] = np.nan  # whatever lies in unused places must not matter
+            pool[...] = -1 if dtype == "i8" else np.nan  # whatever lies in unused places must not matter
         plan = backend.compile(program, None, Capacity(total, total, 1), state)
         outs = []
         for a, b in zip([0, *cuts], [*cuts, total], strict=True):
@@ -264,3 +265,22 @@ def test_a_window_in_pages(window, cpu_target):
     assert close(whole, REGISTRY["attention"](q, k, v, Step.of([[0] * total]), **options), 1e-5)
     for size in (1, 63, 64, 65, 512):
         assert np.array_equal(attend(size), whole), size
+
+
+def test_keys_and_values_of_8_bits_keep_what_is_no_number(cpu_target):
+    """A key that is not finite may not become a plausible one: whoever sees it gets no number, and nobody else does."""
+    backend, shape = CpuBackend(cpu_target), ((1, 1, 12, 64), (1, 1, 64, 12))
+
+    def build(program):
+        step = program.step(1)
+        q, k, v = (program.input(name, "T", 8) for name in "qkv")
+        pools = [program.input(n, *s, kind="state", dtype="i8") for n, s in zip(("kp", "vp"), shape, strict=True)]
+        return {"o": paged_attention(q, *append_kv(*pools, k, v, step), step, scale=0.5)}
+
+    state = {name: backend.state(s, "i8") for name, s in zip(("kp", "vp"), shape, strict=True)}
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype(np.float32)
+    for poison in (np.nan, np.inf):
+        k = x.copy()
+        k[2, 5] = poison
+        out = backend.compile(trace(build), None, Capacity(4, 4, 1), state).run(Step.of([[0] * 4]), q=x, k=k, v=x)["o"]
+        assert np.isfinite(out[:2]).all() and not np.isfinite(out[2:]).any()

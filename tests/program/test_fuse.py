@@ -54,7 +54,8 @@ def self_gate(x, w):
 
 CASES = {
     "siblings": (lambda x, w: tuple(linear(x, w[k]) for k in "abc"), ["project"]),
-    "four siblings": (lambda x, w: tuple(linear(x, w[k]) for k in "abcd"), ["project", "linear"]),
+    "four siblings": (lambda x, w: tuple(linear(x, w[k]) for k in "abcd"), ["project"]),
+    "five siblings": (lambda x, w: tuple(linear(x, w[k]) for k in "abcda"), ["project", "linear"]),
     "norm and siblings": (norm_siblings, ["project"]),
     "layer norm": (lambda x, w: linear(layer_norm(x, w["n"], w["m"], eps=1e-5), w["a"], w["n"]), ["project"]),
     "activation": (lambda x, w: activation(linear(x, w["a"], w["n"]), kind="gelu"), ["project"]),

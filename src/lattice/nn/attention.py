@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from lattice.nn.layers import Linear, RMSNorm
 from lattice.nn.module import Module
 from lattice.ops import append_kv, attention, gated_activation, paged_attention, rope, split_heads
+from lattice.ops.attention import FACTOR
 from lattice.step import PAGE_TOKENS, Step
 
 
@@ -15,6 +16,11 @@ class KV(NamedTuple):
 
     k_pages: Any
     v_pages: Any
+
+    def with_factors(self) -> KV:
+        """Return these shapes with room for the factors of 8-bit pages (see ops/attention.py)."""
+        (pages, heads, head_dim, places), v = self.k_pages, self.v_pages
+        return KV((pages, heads, head_dim + FACTOR, places), (*v[:-1], v[-1] + FACTOR))
 
 
 class Attention(Module):

@@ -79,8 +79,9 @@ def _(dy, x):
 
 @op
 def project(
-    x, norm_weight, norm_bias, residual, w1, b1=None, w2=None, b2=None, w3=None, b3=None, *, norm, eps, kind, gated
-):
+    x, norm_weight, norm_bias, residual, w1, b1=None, w2=None, b2=None, w3=None, b3=None, w4=None, b4=None,
+    *, norm, eps, kind, gated,
+):  # fmt: skip
     """Several products of one (normalised) input with what follows them: the fused form of `linear`.
 
     x' = norm(x) ("rms", "layer" or None); y_i = x' w_i^T + b_i. Gated: the one result is activation(y_1) * y_2.
@@ -91,7 +92,7 @@ def project(
     """
     if norm:
         x = normalize_rows(x, dense(norm_weight), None if norm_bias is None else dense(norm_bias), norm, eps)
-    pairs = [(w, b) for w, b in ((w1, b1), (w2, b2), (w3, b3)) if w is not None]
+    pairs = [(w, b) for w, b in ((w1, b1), (w2, b2), (w3, b3), (w4, b4)) if w is not None]
     results = [linear.body(x, w, b) for w, b in pairs]
     if gated:
         results = [activate(results[0], kind) * results[1]]
@@ -103,8 +104,8 @@ def project(
 
 
 @project.shape
-def _(x, norm_weight, norm_bias, residual, w1, b1, w2, b2, w3, b3, *, norm, eps, kind, gated):
-    weights = [w for w in (w1, w2, w3) if w is not None]
+def _(x, norm_weight, norm_bias, residual, w1, b1, w2, b2, w3, b3, w4, b4, *, norm, eps, kind, gated):
+    weights = [w for w in (w1, w2, w3, w4) if w is not None]
     for w in weights:
         expect(len(w) == 2 and w[1] == x[-1], f"weights of shape (n, {x[-1]})", w)
     shapes = [(*x[:-1], w[0]) for w in weights]
@@ -117,8 +118,8 @@ def _(x, norm_weight, norm_bias, residual, w1, b1, w2, b2, w3, b3, *, norm, eps,
 
 
 @project.flops
-def _(x, norm_weight, norm_bias, residual, w1, b1, w2, b2, w3, b3, *, norm, eps, kind, gated):
-    return sum(linear.rules["flops"](x, w, None) for w in (w1, w2, w3) if w is not None)
+def _(x, norm_weight, norm_bias, residual, w1, b1, w2, b2, w3, b3, w4, b4, *, norm, eps, kind, gated):
+    return sum(linear.rules["flops"](x, w, None) for w in (w1, w2, w3, w4) if w is not None)
 
 
 @project.samples
@@ -129,6 +130,8 @@ def _(draw):
         plain = {"norm": None, "eps": 1e-6, "kind": None, "gated": False}
         yield draw.sample(x, None, None, None, w, b, draw.weight(n + 1, k), None, draw.weight(5, k), None, **plain)
         yield draw.sample(x, norm, None, None, w, None, w, b, **plain | {"norm": "rms"})
+        four = w, b, draw.weight(n + 1, k), None, draw.weight(5, k), None, draw.weight(1, k), draw.weight(1)
+        yield draw.sample(x, norm, None, None, *four, **plain | {"norm": "rms"})
         yield draw.sample(x, norm, None, None, w, b, w, None, **plain | {"norm": "rms", "kind": "silu", "gated": True})
         yield draw.sample(x, norm, shift, None, w, b, **plain | {"norm": "layer", "kind": "gelu"})
         yield draw.sample(x, None, None, residual, w, b, **plain)

@@ -1,6 +1,6 @@
 """Fusion: one table of patterns, each rewriting small ops into `project`, the fused product.
 
-    siblings     linear(x, w1), linear(x, w2) [, linear(x, w3)]        q, k, v: one pass over x, quantised once
+    siblings     linear(x, w1), linear(x, w2) [, ... up to four]       q, k, v: one pass over x, quantised once
     gate         gated_activation(linear(x, w1), linear(x, w2))        the two halves never leave registers
     activation   activation(linear(x, w))
     residual     add(x, linear(...))  or  add(linear(...), x)
@@ -18,8 +18,8 @@ from lattice.ops import REGISTRY, Symbol
 from lattice.program.ir import Node, Program
 
 PLAIN = {"norm": None, "eps": 0.0, "kind": None, "gated": False}
-WEIGHTS = ("w1", "b1", "w2", "b2", "w3", "b3")
-SIBLINGS = 3  # how many weights `project` takes
+WEIGHTS = ("w1", "b1", "w2", "b2", "w3", "b3", "w4", "b4")
+SIBLINGS = 4  # how many weights `project` takes
 
 
 class _Graph:

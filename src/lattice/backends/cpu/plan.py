@@ -24,7 +24,7 @@ from lattice.ops import Symbol
 from lattice.program import Node, Program, place
 from lattice.step import PAGE_TOKENS, Sampling, Step
 
-STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16}
+STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16, "i8": np.int8}
 # Enumerations of src/abi.h, for attributes that are words.
 CHOICES: dict[str, dict[Any, int]] = {
     "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4},

@@ -22,7 +22,7 @@ from lattice.errors import LatticeWarning, expected
 from lattice.ops import Symbol
 from lattice.program import Program
 
-PRODUCTS = {"linear": ("weight",), "project": ("w1", "w2", "w3")}
+PRODUCTS = {"linear": ("weight",), "project": ("w1", "w2", "w3", "w4")}
 MAPPED = {"embedding": ("table",), "mixture": ("gate", "up", "down")}
 
 

@@ -5,6 +5,8 @@
 // floats with positions side by side. The size of items follows the machine, the bits do not: see attention.h.
 #include "attention.h"
 
+#include <cstring>
+
 #include "kernel.h"
 #include "sequences.h"
 
@@ -152,6 +154,10 @@ void to_floats(const uint16_t* from, int64_t count, float* to) {   // count: a m
   for (int64_t i = 0; i < count; i += lanes) store(to + i, load_f16(from + i));
 }
 
+void to_floats(const int8_t* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += lanes) store(to + i, load_i8(from + i));
+}
+
 int64_t attention_scratch(const Record& record, int threads) { return threads * Scratch::bytes(record.parameter[0]); }
 
 int64_t paged_scratch(const Record& record, int threads) { return threads * Scratch::bytes(record.tensor[1].shape[2]); }
@@ -193,9 +199,11 @@ template <class Element> static void paged(Call& call) {
   const Element *k_pages = call.data<Element>(1), *v_pages = call.data<Element>(2);
   const StepView step(call, 3);
   float* o = call.data<float>(3 + StepField::step_fields);
-  const int64_t kv_heads = call.tensor(1).shape[1], head_dim = call.tensor(1).shape[2], window = call.integer(1);
-  const int64_t width = call.width(0), group = width / (kv_heads * head_dim), page_values = head_dim * span;
-  const Scratch scratch(call.scratch + call.thread * Scratch::bytes(head_dim), head_dim);
+  constexpr bool factors = sizeof(Element) == 1;   // 8 bits: a page ends in the factors of its keys, a value in its own
+  const int64_t kv_heads = call.tensor(1).shape[1], stride = call.tensor(1).shape[2], window = call.integer(1);
+  const int64_t head_dim = stride - (factors ? sizeof(float) : 0), page_values = stride * span;
+  const int64_t width = call.width(0), group = width / (kv_heads * head_dim);
+  const Scratch scratch(call.scratch + call.thread * Scratch::bytes(stride), stride);
   const Cut cut = cut_step(step, kv_heads, group, call.threads);
   Items items(step, cut, kv_heads, group);
 
@@ -213,16 +221,23 @@ template <class Element> static void paged(Call& call) {
       first = std::min(first, range(t).first), end = std::max(end, range(t).end);
     for (int64_t p = first / span * span; p < end; p += span) {
       const int64_t page = (pages[p / span] * kv_heads + item.kv_head) * page_values;
-      if constexpr (sizeof(Element) == 2) {
+      alignas(64) float key_factors[span], value_factors[span];
+      if constexpr (factors) {
+        std::memcpy(key_factors, k_pages + page + head_dim * span, sizeof key_factors);
+        for (int64_t j = 0; j < span; ++j)
+          std::memcpy(value_factors + j, v_pages + page + j * stride + head_dim, sizeof(float));
+      }
+      const float *of_keys = factors ? key_factors : nullptr, *of_values = factors ? value_factors : nullptr;
+      if constexpr (sizeof(Element) <= 2) {
         if (block.count > tile_rows) {   // used several times: unpacked once
           to_floats(k_pages + page, page_values, scratch.keys);
           // Rows of values past the end may hold anything; nobody reads what becomes of them.
           to_floats(v_pages + page, page_values, scratch.values);
-          block.take(Span<float>{scratch.keys, scratch.values, head_dim}, p, range);
+          block.take(Span<float>{scratch.keys, scratch.values, stride, of_keys, of_values}, p, range);
           continue;
         }
       }
-      block.take(Span<Element>{k_pages + page, v_pages + page, head_dim}, p, range);
+      block.take(Span<Element>{k_pages + page, v_pages + page, stride, of_keys, of_values}, p, range);
     }
     close_block(block, item, o + row * width, width);
   });
@@ -231,6 +246,7 @@ template <class Element> static void paged(Call& call) {
 // paged_attention(q (T, heads * head_dim), k_pages, v_pages, step) -> o; scale, window.
 KERNEL(paged_attention, paged_scratch) {
   if (call.tensor(1).dtype == DType::f16) paged<uint16_t>(call);
+  else if (call.tensor(1).dtype == DType::i8) paged<int8_t>(call);
   else paged<float>(call);
 }
 

@@ -138,7 +138,7 @@ void multiply_range(const Projection& p, const Source& source, int which, int64_
 int64_t panels_of(const Output& output) { return round_up(output.n(), panel_rows) / panel_rows; }
 
 // How the work is cut: ranges of `grain` panels times blocks of `block` tokens, the panels of one block first.
-struct Cut { int64_t grain[3], ranges[3], all_ranges, block, blocks; };
+struct Cut { int64_t grain[most_outputs], ranges[most_outputs], all_ranges, block, blocks; };
 
 Cut cut(const Projection& p, int threads) {
   Cut c{};

@@ -1,4 +1,4 @@
-// A projection: y_i = f(norm(x) @ w_i.T + b_i) + residual, for up to three weights that read the same x.
+// A projection: y_i = f(norm(x) @ w_i.T + b_i) + residual, for up to four weights that read the same x.
 //
 // linear and project differ only in how much of it their record fills in.
 #pragma once
@@ -18,6 +18,8 @@ struct Output {                          // one weight and where its product goe
   Form form() const { return form_of(weight->dtype); }
 };
 
+constexpr int most_outputs = 4;
+
 struct Projection {
   const float* x = nullptr;              // (tokens, k)
   int64_t tokens = 0, k = 0;
@@ -30,7 +32,7 @@ struct Projection {
   bool gated = false;                    // two outputs, gate and up: y = f(gate) * up
   const float* residual = nullptr;       // added last; only with one y
   int outputs = 0;
-  Output output[3];
+  Output output[most_outputs];
 };
 
 int64_t projection_scratch(const Projection& projection, int threads);   // tokens: the capacity

@@ -1,4 +1,4 @@
-// project(x, norm_weight?, norm_bias?, residual?, w1, b1?, w2?, b2?, w3?, b3?) -> y1 [, y2 [, y3]];
+// project(x, norm_weight?, norm_bias?, residual?, w1, b1?, w2?, b2?, w3?, b3?, w4?, b4?) -> y1 [, y2 ...];
 // norm, eps, activation, gated: what stands around a linear, in one pass over x and y. The work is linear.cpp's.
 #include "linear.h"
 
@@ -20,8 +20,8 @@ static Projection read_project(const Record& record, int64_t rows) {
   p.norm_bias = floats(2);
   p.norm_group = t[1].data ? t[1].shape[0] : p.k;
   p.residual = floats(3);
-  constexpr int first_weight = 4, first_output = 10;
-  for (int i = 0; i < 3 && t[first_weight + 2 * i].data; i++) {
+  constexpr int first_weight = 4, first_output = first_weight + 2 * most_outputs;
+  for (int i = 0; i < most_outputs && t[first_weight + 2 * i].data; i++) {
     const int weight = first_weight + 2 * i;
     float* y = p.gated && i > 0 ? nullptr : floats(first_output + i);
     p.output[p.outputs++] = {&t[weight], floats(weight + 1), y};

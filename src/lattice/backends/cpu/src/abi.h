@@ -20,7 +20,7 @@ namespace lattice {
 // Storage of one element or block. The numbers are mirrored in cpu/native.py.
 enum class DType : int32_t {
   f32 = 0, f16 = 1, bf16 = 2, i32 = 3, q8_0 = 4, q4_1 = 5, i64 = 6,
-  q4_0 = 7, q5_0 = 8, q5_1 = 9, q4_k = 10, q5_k = 11, q6_k = 12
+  q4_0 = 7, q5_0 = 8, q5_1 = 9, q4_k = 10, q5_k = 11, q6_k = 12, i8 = 13
 };
 
 // rows: row-major, as files hold it. tiles: panels of 16 rows (see tiles.h), what the linear kernel reads.

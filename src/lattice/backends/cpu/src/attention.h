@@ -6,9 +6,11 @@
 // and acc / l in the end. Spans begin at multiples of 64 of the absolute position, every sum runs in one order, and a
 // row never sees the rows beside it: what a tile of rows shares is loads. So a prompt gives the same bits however it
 // is cut. Positions outside a row's range may hold any bits: their scores are replaced, their values never read.
+// Keys and values of 8 bits have a factor a position: the score is multiplied by the key's, p by the value's.
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "abi.h"
@@ -28,13 +30,20 @@ constexpr int vectors(int rows) {
 
 inline vf load_as_float(const float* p) { return load(p); }
 inline vf load_as_float(const uint16_t* p) { return load_f16(p); }
+inline vf load_as_float(const int8_t* p) { return load_i8(p); }
 inline vf load_as_float(const float* p, int n) { return load_n(p, n); }
 inline vf load_as_float(const uint16_t* p, int n) { return load_f16_n(p, n); }
+inline vf load_as_float(const int8_t* p, int n) {
+  int8_t x[lanes] = {};
+  std::memcpy(x, p, size_t(n));
+  return load_i8(x);
+}
 
-// One span of keys (head_dim, 64) and of values (64, stride).
+// One span of keys (head_dim, 64) and of values (64, stride); the factors of 64 keys and values, or none.
 template <class Element> struct Span {
   const Element *keys, *values;
   int64_t stride;
+  const float *key_factors = nullptr, *value_factors = nullptr;
 };
 
 // A query row: its state, and its range of positions in the present span.
@@ -172,19 +181,27 @@ inline void weigh(Row* const* row, const float* p, const Span<Element>& kv, int6
   if (begin < end) weigh<rows, vectors(rows)>(row, p, kv, head_dim, begin, end, 0);
 }
 
+inline void multiply(float* scores, const float* factors) {
+  for (int j = 0; j < span; j += lanes) store(scores + j, load(scores + j) * load(factors + j));
+}
+
 // A tile of rows, each with a range that is not empty, takes in one span.
 template <int rows, class Element>
 void take_in(Row* const* row, const Span<Element>& kv, int64_t head_dim, float scale) {
   alignas(64) float p[rows * span];
+  if (kv.key_factors) std::fill(p, p + rows * span, 0.0f);   // what no row sees is multiplied all the same
   int first = span, last = 0, common_first = 0, common_last = span;
   for (int r = 0; r < rows; ++r) {
     first = std::min(first, row[r]->begin), common_first = std::max(common_first, row[r]->begin);
     last = std::max(last, row[r]->end), common_last = std::min(common_last, row[r]->end);
   }
   products<rows>(row, kv.keys, head_dim, first, last, p);
-  for (int r = 0; r < rows; ++r)
+  for (int r = 0; r < rows; ++r) {
+    if (kv.key_factors) multiply(p + r * span, kv.key_factors);
     if (row[r]->begin == 0 && row[r]->end == span) soften<true>(*row[r], p + r * span, head_dim, scale);
     else soften<false>(*row[r], p + r * span, head_dim, scale);
+    if (kv.value_factors) multiply(p + r * span, kv.value_factors);
+  }
   // Positions that all rows see are shared; the others are added row by row, before and after, still in order.
   if (common_last < common_first) common_last = common_first;
   for (int r = 0; r < rows; ++r)
