@@ -1,6 +1,6 @@
 """What a model takes in memory, from headers alone: its loader runs on a backend that measures and reads nothing.
 
-    fixed    weights that are held, a prefill chunk's values and the plans' inputs, the recurrent state of one sequence
+    fixed    weights that are held, a prefill chunk's values and the plans' inputs, the recurrent states of one sequence
     pages    keys and values, 64 positions each
     largest  the most pages that fit beside what is fixed
 
@@ -14,18 +14,21 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lattice.backends.cpu.measure import MeasuringBackend
 from lattice.embed.encoder import STEP_TOKENS, Encoder
 from lattice.generate.cache import pages_for
-from lattice.generate.engine import CONTEXT, Engine
+from lattice.generate.engine import CONTEXT
+from lattice.generate.model import LanguageModel
 from lattice.models import family
-from lattice.nn import KV
-from lattice.ops import take_rows
-from lattice.program import Program, trace
+from lattice.program import Program
 from lattice.step import PAGE_TOKENS
 from lattice.weights.load import OpenModel, open_model
 
 THOUSAND = 1000
+SLOTS = 2  # recurrent states that a sequence needs: one is read, one is saved
+KV_BYTES = {"f16": 2, "f32": 4}  # of a key or value
 USES = {"vector": "vectors", "product": "tiles"}
 
 
@@ -40,27 +43,22 @@ def memory_plan(path: Path, dtype: str, free: int | None) -> dict[str, Any]:
 
 def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: int | None) -> dict[str, Any]:
     most = opened.config.max_position_embeddings
-    engine = Engine(opened, backend, dtype=dtype, context=most)
-    layers = opened.model.state_shapes(1, 1)
-    recurrent = 4 * sum(prod(shape) for layer in layers if not isinstance(layer, KV) for shape in layer)
-    values = sum(prod(shape) for layer in layers if isinstance(layer, KV) for shape in layer)  # of a page
-    kinds = [isinstance(layer, KV) for layer in layers for _ in layer]
-    kv = next((str(state.dtype) for state, paged in zip(backend.states, kinds, strict=False) if paged), "float16")
-    page = values * int(kv.removeprefix("float")) // 8
+    engine = LanguageModel(opened, backend, dtype=dtype, context=most).engine
+    page, slot = engine.pool.pages.nbytes, engine.pool.slots.nbytes
+    kv = next((array.dtype for array in engine.paged.values()), np.dtype(np.float16))
     weights, plans = _weights(backend), _plans(backend)
-    fixed = weights["held"] + plans["activations"] + plans["inputs"] + recurrent
+    fixed = weights["held"] + plans["activations"] + plans["inputs"] + SLOTS * slot
     default = min(most, CONTEXT)
     return {
         "task": "generate",
         "weights": weights,
-        "state": recurrent,
+        "state": slot,
         "kv": {
-            "dtype": kv.replace("float", "f"),
-            "f16": 2 * values * THOUSAND // PAGE_TOKENS,
-            "f32": 4 * values * THOUSAND // PAGE_TOKENS,
+            "dtype": kv.name.replace("float", "f"),
+            **{name: size * (page // kv.itemsize) * THOUSAND // PAGE_TOKENS for name, size in KV_BYTES.items()},
         },
+        "draft": _draft(opened, backend),
         **plans,
-        "draft": _draft(opened, backend, dtype),
         "chunk": engine.chunk,
         "fixed": fixed,
         "context": {
@@ -72,22 +70,17 @@ def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: i
     }
 
 
-def _draft(opened: OpenModel, backend: MeasuringBackend, dtype: str) -> dict[str, int] | None:
-    """Return what the draft head takes where it is used, and nothing else does; None where there is none."""
-    model, known = opened.model, {name for weights in backend.loaded for name in weights.placed}
-    head = vars(model).get("mtp")
+def _draft(opened: OpenModel, backend: MeasuringBackend) -> dict[str, int] | None:
+    """Return the draft head's share of weights in memory and of keys and values; None where there is none."""
+    head = vars(opened.model).get("mtp")
     if head is None:
         return None
-    shapes: KV = head.state_shapes(1, 1)
-
-    def build(program: Program) -> dict[str, Any]:
-        step, hidden = program.step(), program.input("hidden", "T", opened.config.hidden_size)
-        state = KV(*(program.input(n, *s, kind="state", dtype="f16") for n, s in shapes._asdict().items()))
-        return {"logits": model.head(take_rows(head(step, hidden, state)[0], step.rows))}
-
-    placed = MeasuringBackend(backend.core.target).load(trace(build), opened.weights.cast(dtype)).placed
-    own = sum(place.bytes for name, place in placed.items() if name not in known and not place.mapped)
-    return {"held": own, "f16": 2 * sum(map(prod, shapes)) * THOUSAND // PAGE_TOKENS}
+    places = [place for weights in backend.loaded for name, place in weights.placed.items() if name.startswith("mtp.")]
+    values = sum(map(prod, head.state_shapes(1, 1)))
+    return {
+        "held": sum(place.bytes for place in places if not place.mapped),
+        **{name: size * values * THOUSAND // PAGE_TOKENS for name, size in KV_BYTES.items()},
+    }
 
 
 def _largest(left: int, page: int, most: int) -> int:
@@ -138,5 +131,5 @@ def program_of(path: Path) -> Program:
         encoder = Encoder(opened, backend)
         encoder.prepare()
     else:
-        Engine(opened, backend)
+        LanguageModel(opened, backend, draft=None)
     return backend.traced[0]

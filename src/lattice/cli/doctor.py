@@ -209,11 +209,11 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ("held", f"{size(weights['held'])} of them in memory"),
         ("mapped", f"{size(weights['mapped'])} of them in pages of the file, read where a step touches them"
                    if weights["mapped"] else None),
-        ("state", f"{size(report['state'])} a sequence, at any length" if report["state"] else None),
+        ("state", f"{size(report['state'])} a sequence, at any length, twice: one is read, one saved" if report["state"] else None),
         ("K/V", "per 1,000 tokens " + ", ".join(
             f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
         ) if kv else None),
-        ("drafts", f"{size(draft['held'])}, and {size(draft['f16'])} per 1,000 tokens, where the draft head is used"
+        ("drafts", f"{size(draft['held'])} of the weights and {size(draft[kv['dtype']])} of the K/V are the draft head's"
                    if draft else None),
         ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report['inputs'])} inputs"),
         ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
