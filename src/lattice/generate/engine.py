@@ -126,20 +126,22 @@ class Engine:
         return cache.StatePool(most if budget is None else budget, page, slot)
 
     # ---- programs ------------------------------------------------------------------------------------------
-    def _forward(self, program: Program) -> dict[str, Symbol]:
-        step = program.step(self._width)
+    def _forward(self, program: Program, step: Step | None = None) -> dict[str, Symbol]:
+        step = step or program.step(self._width)
         hidden, _ = self._model(step, self._states(program))
         found = {"logits": self._model.head(take_rows(hidden, step.rows))}
         return {**found, "hidden": hidden} if self.draft_head else found
 
     def _everything(self, program: Program) -> dict[str, Symbol]:
         """Return what uses every weight."""
-        return {**self._forward(program), **(self._drafted(program) if self.draft_head else {})}
+        step = program.step(self._width)
+        found = self._forward(program, step)
+        return {**found, **self._drafted(program, step)} if self.draft_head else found
 
-    def _drafted(self, program: Program) -> dict[str, Symbol]:
+    def _drafted(self, program: Program, step: Step | None = None) -> dict[str, Symbol]:
         """Return what the draft head makes of hidden states: such states of its own, and logits."""
         hidden = program.input("hidden", "T", self._hidden)
-        step = program.step(self._width)
+        step = step or program.step(self._width)
         rows, _ = self._model.mtp(step, hidden, *self._states(program, draft=True))
         return {"rows": rows, "logits": self._model.head(take_rows(rows, step.rows))}
 
