@@ -182,7 +182,7 @@ def test_show_real_hybrid_models_by_their_headers(cli, tmp_path, result_of, name
         assert parts["mixers"] == 48 * 115_876_064 + 16 * 104_858_112 and parts["feed-forward"] == 64 * 267_386_880
         assert parts["draft head"] == 104_858_112 + 267_386_880 + 2 * 5120 * 5120 + 5 * 5120
         assert got["parameters"] == 27_320_697_856 and got["active"] is None
-        assert got["state_bytes"] == 156_893_184 and got["kv_bytes"] == 65_536 * 8192
+        assert got["state_bytes"] == 156_893_184 and got["kv_bytes"] == 69_632 * 8192
     if name == "qwen3.6-35b-a3b":
         assert parts["experts"] == 40 * 256 * 3 * 512 * 2048 and "draft head" not in parts
         assert got["active"] == got["parameters"] - parts["experts"] // 256 * 248

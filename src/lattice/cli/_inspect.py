@@ -63,39 +63,26 @@ def _family(checkpoint: Any) -> str | None:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from lattice.cli._memory import memory_plan
     from lattice.embed.settings import read_settings
     from lattice.models import family
     from lattice.weights.load import open_model
 
     opened = open_model(path, family, strict=False)
-    config, shapes = opened.config, opened.weights.shapes
+    config = opened.config
     report = {
         "family": opened.family.__name__.rpartition(".")[2],
         "layers": getattr(config, "num_hidden_layers", None),
         "context": config.max_position_embeddings,
     } | parts(opened)
     if getattr(opened.model, "head", None) is not None:
-        narrow = any(opened.weights.checkpoint.tensor(source.tensor).dtype.name != "f32"
-                     for name, source in opened.weights.sources.items() if len(shapes[name]) > 1)  # fmt: skip
-        return report | {"task": "generate"} | _state(opened.model, config, 2 if narrow else 4)
+        plan = memory_plan(opened, "auto", None)
+        kept = {"kv_bytes": plan["context"]["needs"] - plan["fixed"], "state_bytes": plan["state"]}
+        return report | {"task": "generate"} | kept
     settings = read_settings(opened.checkpoint)
     tokens = min(settings.max_tokens or config.max_position_embeddings, config.max_position_embeddings)
     pooling = f"{settings.pooling}{', normalized' if settings.normalized else ''}" if settings.pooling else None
     return report | {"task": "embed", "context": tokens, "dimensions": config.hidden_size, "pooling": pooling}
-
-
-def _state(model: Any, config: Any, itemsize: int) -> dict[str, int]:
-    """Return the bytes of what one sequence as long as `load` allows by default keeps: K/V, recurrent state."""
-    from math import prod
-
-    from lattice.generate.cache import pages_for
-    from lattice.generate.engine import CONTEXT
-    from lattice.nn import KV
-
-    layers = model.state_shapes(pages_for(min(config.max_position_embeddings, CONTEXT)), 1)
-    values = {paged: sum(prod(shape) for layer in layers if isinstance(layer, KV) is paged for shape in layer)
-              for paged in (True, False)}  # fmt: skip
-    return {"kv_bytes": itemsize * values[True], "state_bytes": 4 * values[False]}
 
 
 def _text(checkpoint: Any) -> dict[str, Any]:

@@ -32,9 +32,9 @@ KV_BYTES = {"f16": 2, "f32": 4}  # of a key or value
 USES = {"vector": "vectors", "product": "tiles"}
 
 
-def memory_plan(path: Path, dtype: str, free: int | None) -> dict[str, Any]:
-    """Return what the model at `path` takes, and the largest context for which `free` bytes (None: unknown) suffice."""
-    opened, backend = open_model(path, family), MeasuringBackend()
+def memory_plan(opened: OpenModel, dtype: str, free: int | None) -> dict[str, Any]:
+    """Return what an opened model would take, and the largest context that fits into `free` bytes (None: unknown)."""
+    backend = MeasuringBackend()
     report = {"family": opened.family.__name__.rpartition(".")[2], "dtype": dtype, "memory": free}
     if getattr(opened.model, "head", None) is None:
         return report | _encoder(opened, backend, dtype, free)

@@ -92,11 +92,13 @@ def doctor(
 
 def _plan(model: str, memory: str | None, dtype: str, json: bool) -> None:
     from lattice.cli._memory import memory_plan
+    from lattice.models import family
+    from lattice.weights.load import open_model
 
     free = _machine.memory()["available"] if memory is None else bytes_of(memory)
     path = fetch(model)
     with waiting("planning"):
-        report = {"model": model, "path": str(path)} | memory_plan(path, dtype, free)
+        report = {"model": model, "path": str(path)} | memory_plan(open_model(path, family), dtype, free)
     if json:
         emit(report)
     else:
@@ -161,6 +163,8 @@ def _home(problems: list[str]) -> dict[str, Any]:
 def _models(problems: list[str], available: int | None) -> list[dict[str, Any]]:
     """Return the cached models, what each takes in memory, and whether that is available now."""
     from lattice.cli._memory import memory_plan
+    from lattice.models import family
+    from lattice.weights.load import open_model
     from lattice.weights.sources import cached, damaged
 
     problems.extend(f"the model cache: {error}" for error in damaged())
@@ -169,7 +173,7 @@ def _models(problems: list[str], available: int | None) -> list[dict[str, Any]]:
         model: dict[str, Any] = {"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)}
         needs = None
         try:
-            needs = memory_plan(entry.path, "auto", None)["context"]["needs"]
+            needs = memory_plan(open_model(entry.path, family), "auto", None)["context"]["needs"]
             model["problem"] = None
         except LatticeError as error:
             model["problem"] = str(error)
@@ -209,11 +213,12 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ("held", f"{size(weights['held'])} of them in memory"),
         ("mapped", f"{size(weights['mapped'])} of them in pages of the file, read where a step touches them"
                    if weights["mapped"] else None),
-        ("state", f"{size(report['state'])} a sequence, at any length, twice: one is read, one saved" if report["state"] else None),
+        ("state", f"{size(report['state'])} a sequence, at any length; twice: one is read, one is saved"
+                  if report["state"] else None),
         ("K/V", "per 1,000 tokens " + ", ".join(
             f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
         ) if kv else None),
-        ("drafts", f"{size(draft['held'])} of the weights and {size(draft[kv['dtype']])} of the K/V are the draft head's"
+        ("drafts", f"{size(draft['held'])} of the weights and {size(draft[kv['dtype']])} of the K/V are the head's"
                    if draft else None),
         ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report['inputs'])} inputs"),
         ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
