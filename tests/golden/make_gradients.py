@@ -12,7 +12,8 @@ and stored as float32 (losses as float64):
     loss            ()                  see below
     grad/NAME       the gradient of the loss by the parameter, under its checkpoint name
 
-llama-*: targets_i (length,) int32 is what position t of sequence i should predict, -100 where nothing is asked;
+llama-*, and qwen35-*, which is float32 all through: targets_i (length,) int32 is what position t of sequence i
+    should predict, -100 where nothing is asked;
     logits_i (length, vocab). loss = sum over asked positions of all sequences of -log softmax(logits)[target],
     divided by their number. A tied head has no entry of its own: its share is in the embedding's gradient.
 bert-hidden: weights_i (length, hidden); loss = sum_i sum(weights_i * last_hidden_state_i).
@@ -23,14 +24,23 @@ bert-pooled: weights_i (hidden,), pooled_i (hidden,); loss = sum_i sum(weights_i
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
 from make_models import randomise
+from make_qwen3_5 import BASE, MOE, draw
 from torch import nn
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3_5ForCausalLM,
+    Qwen3_5MoeForCausalLM,
+)
 
 ROOT = Path(__file__).parent / "gradients"
 LENGTHS = (9, 14)
@@ -94,20 +104,21 @@ def in_double(model: LlamaForCausalLM) -> LlamaForCausalLM:
     return model
 
 
-def fresh(name: str, model_type: type, config: object, seed: int) -> nn.Module:
+def fresh(name: str, model_type: type, config: object, seed: int, draw: Callable = lambda model: None) -> nn.Module:
     directory = ROOT / name
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     torch.manual_seed(seed)
     model = model_type(config)
     randomise(model)
+    draw(model)
     model.save_pretrained(directory)
     (directory / "generation_config.json").unlink(missing_ok=True)
     return model.eval()
 
 
-def save(name: str, model: nn.Module, loss: torch.Tensor, values: dict[str, np.ndarray]) -> None:
-    if loss.dtype != torch.float64:
+def save(name: str, model: nn.Module, loss: torch.Tensor, values: dict[str, np.ndarray], exact: bool = True) -> None:
+    if exact and loss.dtype != torch.float64:
         raise SystemExit(f"{name}: the loss fell to {loss.dtype}")
     loss.backward()
     values["loss"] = loss.detach().numpy()
@@ -122,7 +133,18 @@ def save(name: str, model: nn.Module, loss: torch.Tensor, values: dict[str, np.n
 def make_llama(name: str, tied: bool, seed: int) -> None:
     config = LlamaConfig(**LLAMA, tie_word_embeddings=tied, attention_bias=not tied)
     config._attn_implementation = "sdpa"
-    model = in_double(fresh(name, LlamaForCausalLM, config, seed))
+    predict(name, in_double(fresh(name, LlamaForCausalLM, config, seed)), seed)
+
+
+def make_qwen3_5(name: str, kind: type, values: dict, seed: int) -> None:
+    """A hybrid with all that the family has; transformers' delta rule is float32, and so is all else then."""
+    model = fresh(name, kind, kind.config_class(**values), seed, draw)
+    predict(name, model, seed, exact=False)
+
+
+def predict(name: str, model: nn.Module, seed: int, exact: bool = True) -> None:
+    """Keep the loss of predicting two random sequences, and its gradients."""
+    config = model.config
     random = np.random.default_rng(seed)
     values, parts, asked = {}, [], 0
     for index, length in enumerate(LENGTHS):
@@ -137,7 +159,7 @@ def make_llama(name: str, tied: bool, seed: int) -> None:
             f"targets_{index}": targets,
             f"logits_{index}": logits.detach().numpy().astype(np.float32),
         }
-    save(name, model, sum(parts) / asked, values)
+    save(name, model, sum(parts) / asked, values, exact)
 
 
 def make_bert(name: str, pooled: bool, seed: int) -> None:
@@ -164,6 +186,9 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     make_llama("llama-untied", tied=False, seed=1)
     make_llama("llama-tied", tied=True, seed=2)
+    heads = dict(linear_num_value_heads=4, linear_key_head_dim=4)
+    make_qwen3_5("qwen35-dense", Qwen3_5ForCausalLM, BASE | heads | dict(tie_word_embeddings=False), seed=5)
+    make_qwen3_5("qwen35-moe", Qwen3_5MoeForCausalLM, MOE | heads | dict(num_experts=4), seed=6)
     make_bert("bert-hidden", pooled=False, seed=3)
     make_bert("bert-pooled", pooled=True, seed=4)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_models import MODELS, copy, scores
 
 import lattice
 from lattice.backends.cpu import CpuBackend
@@ -17,9 +17,6 @@ from lattice.generate.engine import Engine
 from lattice.models import family
 from lattice.nn import attention_factor, inverse_frequencies
 from lattice.weights.load import open_model
-
-MODELS = Path(__file__).parents[1] / "golden" / "models"
-
 
 # What the published config.json files say that is not a default of ours, and some of what is.
 QWEN3_06B = {
@@ -64,14 +61,6 @@ def test_published_configs():
     assert large.rope_parameters["sliding_attention"] == {"rope_theta": 1e4}
 
 
-def copy(name: str, to: Path, **config: object) -> Path:
-    """Copy a golden model, with other config values."""
-    directory = shutil.copytree(MODELS / name, to / name)
-    path = directory / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | config))
-    return directory
-
-
 def rename(path: Path, change) -> None:
     """Rename the tensors of a safetensors file."""
     data = path.read_bytes()
@@ -79,15 +68,6 @@ def rename(path: Path, change) -> None:
     header = json.loads(data[8 : 8 + size])
     renamed = json.dumps({key if key.startswith("__") else change(key): value for key, value in header.items()})
     path.write_bytes(struct.pack("<Q", len(renamed)) + renamed.encode() + data[8 + size :])
-
-
-def scores(engine: Engine, tokens: list[int], size: int) -> np.ndarray:
-    """Return the logits of all tokens, run in parts of `size`."""
-    sequence = engine.sequence()
-    engine.reserve(sequence, len(tokens))
-    parts = [np.concatenate(list(engine.score(sequence, tokens[i : i + size]))) for i in range(0, len(tokens), size)]
-    sequence.clear()
-    return np.concatenate(parts)
 
 
 @pytest.mark.parametrize("name", ["qwen3-window", "gemma3-old", "gemma3-sliding", "gguf-gemma3-f16"])

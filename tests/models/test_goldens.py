@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
-
 import numpy as np
 import pytest
+from golden_models import MODELS, close, open_golden
 
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.reference import ReferenceBackend
-from lattice.errors import LatticeWarning
-from lattice.models import family
 from lattice.ops import take_rows
 from lattice.program import trace
 from lattice.step import Step
-from lattice.weights.load import open_model
 
-MODELS = Path(__file__).parents[1] / "golden" / "models"
 NAMES = sorted(path.name for path in MODELS.iterdir() if path.is_dir())
-
-
-def open_golden(name):
-    """Return the opened model and its golden arrays."""
-    directory = MODELS / name
-    ggufs = list(directory.glob("*.gguf"))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*of the vision part are skipped", LatticeWarning)
-        return open_model(ggufs[0] if ggufs else directory, family), np.load(directory / "golden.npz")
 
 
 def sequences(golden):
@@ -47,10 +32,6 @@ def build(model, is_encoder):
         return {"out": hidden if is_encoder else model.head(hidden)}
 
     return trace(program)
-
-
-def close(got, wanted, tolerance):
-    return np.abs(got - wanted).max() <= tolerance * max(1.0, np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -86,10 +86,10 @@ def gguf_config(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) 
     get: Any = lambda key: metadata.get(f"{name}.{key}")  # noqa: E731
     drafts, heads = get("nextn_predict_layers") or 0, get("ssm.time_step_rank")
     trunk = data["num_hidden_layers"] - drafts
-    recurrent = (get("attention.recurrent_layers") or [])[:trunk]
+    recurrent = get("attention.recurrent_layers")
     return data | {
         "num_hidden_layers": trunk, "mtp_num_hidden_layers": drafts,
-        "layer_types": [HYBRID_TYPES[bool(kind)] for kind in recurrent],
+        "layer_types": [] if recurrent is None else [HYBRID_TYPES[bool(kind)] for kind in recurrent[:trunk]],
         "full_attention_interval": get("full_attention_interval"),
         "partial_rotary_factor": get("rope.dimension_count") / data["head_dim"],
         "linear_conv_kernel_dim": get("ssm.conv_kernel"), "linear_key_head_dim": get("ssm.state_size"),

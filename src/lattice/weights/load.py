@@ -266,8 +266,8 @@ def open_model(path: Path | str, family: Callable[[str], ModuleType], *, strict:
         got = f"{type(error).__name__}: {error}"
         raise expected(checkpoint.path.name, "a config of usable values", got, kind=FormatError) from error
     gguf_names = found.GGUF(config) if callable(found.GGUF) else found.GGUF
-    optional = {key: getattr(found, key) for key in ("values", "parts") if hasattr(found, key)}
-    names = Names(found.spellings, found.IGNORED, gguf_names, config, **optional)
+    values, parts = getattr(found, "values", Names.values), getattr(found, "parts", Names.parts)
+    names = Names(found.spellings, found.IGNORED, gguf_names, config, values, parts)
     _drop_absent(model, checkpoint, names)
     shapes = {name: parameter.shape for name, parameter in model.parameters().items()}
     weights = map_weights(checkpoint, shapes, names, strict=strict)
