@@ -56,9 +56,6 @@ class Always(Costs):
     def choose(self, kind, most):
         return Choice(min(self.depth, most), 1.0)
 
-    def verified(self, *given):
-        pass
-
 
 class Scripted(Source, Drafter):
     """Drafts that are `right`, `wrong`, `half` right, `random`, of unknown `ids`, or `longer` than was asked for."""

@@ -188,7 +188,7 @@ class Costs:
         """Take in a step with drafts: how many of a kind, how many were right, its seconds, and those of drafting."""
         self.steps.add(drafted + 1, seconds)
         self.hits.setdefault(kind, Hits()).add(drafted, kept, drafting)
-        plain = self.steps.mean[1]
+        plain = self.steps.mean[1] or seconds
         spent = min(seconds + drafting, OUTLIER * (self.steps.mean[drafted + 1] + drafting))
         self.balance = min(self.balance + (kept + 1) - spent / plain, SAVED)
         self._since += 1
