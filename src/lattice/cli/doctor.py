@@ -218,7 +218,7 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ("K/V", "per 1,000 tokens " + ", ".join(
             f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
         ) if kv else None),
-        ("drafts", f"{size(draft['held'])} of the weights and {size(draft[kv['dtype']])} of the K/V are the head's"
+        ("drafts", f"of these, {size(draft['held'])} of weights, {size(draft[kv['dtype']])} of K/V: the draft head"
                    if draft else None),
         ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report['inputs'])} inputs"),
         ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
