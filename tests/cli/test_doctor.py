@@ -49,9 +49,9 @@ def test_doctor_says_which_models_fit(cli, tmp_path, monkeypatch, chat_model, re
         return cache.Filled(files, {name: cache.sha256_of(files / name) for name in os.listdir(files)})
 
     cache.store(tmp_path / "home", "pypi:tiny", fill)
-    shown = result_of(cli("show", "pypi:tiny", "--json"))
+    plan = result_of(cli("doctor", "--model", "pypi:tiny", "--json"))
     (model,) = result_of(cli("doctor", "--json"))["models"]
-    assert model["needs"] == shown["bytes"] + shown["kv_bytes"] and model["fits"] is True
+    assert model["needs"] == plan["context"]["needs"] and model["fits"] is True
     memory = {"total": 1 << 30, "available": model["needs"] - 1, "limit": 1 << 20}
     monkeypatch.setattr(_machine, "memory", lambda: memory)
     assert result_of(cli("doctor", "--json"))["models"][0]["fits"] is False

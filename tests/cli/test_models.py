@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from headers import write_headers
 from hub_server import serving
 
 from lattice.cli import rm
@@ -139,6 +140,69 @@ def test_show_counts_parameters_and_dtypes(cli, base_model, result_of):
     assert sum(got["tensors"].values()) == len(checkpoint.names) and got["bytes"] == checkpoint.nbytes
     assert got["tokenizer"] is None
     assert "tokenizer   none" in cli("show", base_model).stdout
+
+
+def test_show_the_parts_of_a_model(cli, base_model, encoder, golden, result_of):
+    got = result_of(cli("show", "--model", base_model, "--json"))
+    mixers, feed_forward, norms = 2 * (2 * 32 * 32 + 2 * 16 * 32), 2 * 3 * 40 * 32, (2 * 2 + 1) * 32
+    counted = {"embedding": 70 * 32, "mixers": mixers, "feed-forward": feed_forward, "norms": norms}
+    assert got["parts"] == {part: {"parameters": number, "bytes": 4 * number} for part, number in counted.items()}
+    assert (got["tied"], got["kinds"], got["pattern"], got["active"]) == (True, {"attention": 2}, "", None)
+    printed = cli("show", base_model).stdout
+    assert "2 layers: attention\n" in printed and "the embedding, transposed" in printed
+    assert result_of(cli("show", golden / "models" / "gguf-llama-q8_0" / "model.gguf", "--json"))["vocabulary"] > 0
+    got = result_of(cli("show", encoder, "--json"))
+    assert got["skipped"] == [{"name": "pooler.", "tensors": 2, "parameters": 1056, "bytes": 4224}]
+    assert got["parameters"] + 1056 == 22784 and sum(part["bytes"] for part in got["parts"].values()) == 4 * 21728
+    assert "skipped     2 tensors pooler.*, 1.06 k (4.22 kB)" in cli("show", encoder).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("qwen3.5-0.8b", "24 layers: 18 GatedDeltaNet + 6 attention, DDDA x 6\n"),
+        ("qwen3.6-27b", "64 layers: 48 GatedDeltaNet + 16 attention, DDDA x 16\n"),
+        ("qwen3.6-35b-a3b", "40 layers: 30 GatedDeltaNet + 10 attention, DDDA x 10\n"),
+    ],
+)
+def test_show_real_hybrid_models_by_their_headers(cli, tmp_path, result_of, name, layers):
+    directory = write_headers(tmp_path / name, name)
+    got = result_of(cli("show", directory, "--json"))
+    printed = cli("show", directory)
+    assert layers in printed.stdout and "skipped     2 tensors model.visual.*" in printed.stdout
+    assert "tensors of the vision part are skipped" in printed.stderr
+    parts = {part: found["parameters"] for part, found in got["parts"].items()}
+    assert all(found["bytes"] == 2 * found["parameters"] for found in got["parts"].values())
+    assert got["parameters"] == sum(parts.values())
+    assert got["bytes"] == 2 * (got["parameters"] + got["skipped"][0]["parameters"])
+    c = json.loads((directory / "config.json").read_text("utf-8"))["text_config"]
+    hidden = c["hidden_size"]
+    assert parts["embedding"] == hidden * c["vocab_size"] == parts.get("head", parts["embedding"])
+    if name == "qwen3.6-27b":
+        assert parts["mixers"] == 48 * 115_876_064 + 16 * 104_858_112 and parts["feed-forward"] == 64 * 267_386_880
+        assert parts["draft head"] == 104_858_112 + 267_386_880 + 2 * 5120 * 5120 + 5 * 5120
+        assert got["parameters"] == 27_320_697_856 and got["active"] is None
+        assert got["state_bytes"] == 156_893_184 and got["kv_bytes"] == 69_632 * 8192
+    if name == "qwen3.6-35b-a3b":
+        assert parts["experts"] == 40 * 256 * 3 * 512 * 2048 and "draft head" not in parts
+        assert got["active"] == got["parameters"] - parts["experts"] // 256 * 248
+        assert "3.45 B of them for a token" in printed.stdout
+
+
+def test_show_the_program_of_a_step(cli, base_model, encoder, golden, result_of):
+    text = cli("show", base_model, "--program").stdout
+    got = result_of(cli("show", base_model, "--program", "--json"))
+    assert got["program"] + "\n" == text and got["family"] == "llama"
+    assert text.count("paged_attention(") == 2 and "\nreturn logits=%" in text
+    assert "(R, 70) = linear(" in text and text.startswith("state   layers.0.k_pages")
+    assert "attention(" in cli("show", encoder, "--program").stdout
+    hybrid = cli("show", golden / "models" / "qwen35-3x", "--program").stdout
+    assert "slot_gated_delta(layers.0.delta, " in hybrid and "paged_attention(" in hybrid
+
+
+def test_show_wants_one_model(cli, refused, base_model):
+    refused(cli("show"), "one model", code=2)
+    refused(cli("show", base_model, "--model", base_model), "one model", code=2)
 
 
 def test_show_what_it_cannot_run_and_the_licence(cli, encoder, tmp_path, result_of):

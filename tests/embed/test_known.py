@@ -63,6 +63,7 @@ def test_the_table_is_that_of_the_reference():
         "paraphrase-multilingual-minilm-l12-v2": (384, 128, "mean", None),
         "qwen3-embedding-0.6b": (1024, 8192, "last", 32),
         "qwen3-embedding-4b": (2560, 8192, "last", 32),
+        "qwen3-embedding-8b": (4096, 8192, "last", 32),
     }
     prompts = {(model.query, model.document) for model in MODELS}
     assert prompts == {(BGE, ""), ("query: ", "passage: "), ("", ""), (QWEN, "")}
@@ -200,16 +201,25 @@ def test_completing_keeps_what_is_there():
 
 
 # ---- shorter vectors ---------------------------------------------------------------------------------------
-def test_shortening_beyond_what_a_known_model_was_trained_for_is_warned(small, bare):
+def test_a_model_is_shortened_as_far_as_it_was_trained_for(small, bare):
     path = bare("entry")
     nested = open_encoder(path, source="tiny/nested")
     assert nested.encode("w1", dimensions=8).shape == (8,) and nested.encode("w1", dimensions=32).shape == (32,)
-    with pytest.warns(LatticeWarning, match="trained for 8 to 32 dimensions: expect worse vectors of 7") as caught:
-        assert nested.encode("w1", dimensions=7).shape == (7,)
-    assert len(caught) == 1 and caught[0].filename == __file__
-    with pytest.warns(LatticeWarning, match="trained for 32 and not for fewer dimensions"):
-        fixed = open_encoder(path, source="bge-small", dimensions=31)
+    for refused in (7, 33, 0, -8, True, 8.0):
+        with pytest.raises(LatticeError, match=r"dimensions from 8 to 32, got .*\nhint: tiny/nested was trained"):
+            nested.encode("w1", dimensions=refused)
+    with pytest.raises(LatticeError, match="dimensions from 8 to 32, got 7"):
+        open_encoder(path, source="tiny/nested", dimensions=7)
+
+
+def test_shortening_a_known_model_that_was_not_trained_for_it_is_warned(small, bare):
+    with pytest.warns(LatticeWarning, match="trained for 32 and not for fewer dimensions: expect .* of 31") as caught:
+        fixed = open_encoder(bare("entry"), source="bge-small", dimensions=31)
+    assert len(caught) == 1
     assert fixed.dimensions == 31 and fixed.encode("w1").shape == (31,)
+    with pytest.warns(LatticeWarning, match="expect worse vectors of 7") as caught:
+        assert fixed.encode("w1", dimensions=7).shape == (7,)
+    assert len(caught) == 1 and caught[0].filename == __file__
 
 
 def test_a_real_row_never_applies_to_a_tiny_model(tiny):

@@ -291,7 +291,54 @@ def write_qwen3(directory: Path) -> None:
     write(directory, Qwen3Model(config), fast, "lasttoken", {"query": "Instruct: find\nQuery:", "document": ""})
 
 
-EMBEDDERS: dict[str, Callable[[Path], None]] = {"xlm-roberta": write_xlm_roberta, "qwen3": write_qwen3}
+def write_qwen3_published(directory: Path) -> None:
+    """The same with its files as Qwen3-Embedding-4B is published: bf16 in shards, the older form of modules.json and of
+    the pooling flags, no sentence_bert_config.json (the config's positions are the longest text), the real prompts."""
+    torch.manual_seed(9)
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=byte_level(), eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
+        model_max_length=131072,
+    )  # fmt: skip
+    config = Qwen3Config(
+        vocab_size=len(fast) + 5, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1, head_dim=16, max_position_embeddings=96, tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=1000000.0),
+    )  # fmt: skip
+    model = Qwen3Model(config)
+    randomise(model)
+    model.to(torch.bfloat16).save_pretrained(directory, max_shard_size="60KB")
+    fast.save_pretrained(directory)
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+    files: dict[str, object] = {
+        "modules.json": [
+            {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for index, (path, kind) in enumerate(
+                [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
+            )
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": 64,
+            **{f"pooling_mode_{mode}": mode == "lasttoken" for mode in modes},
+            "include_prompt": True,
+        },
+        "config_sentence_transformers.json": {
+            "prompts": {
+                "query": "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:",
+                "document": "",
+            },
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    }
+    for name, value in files.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(json.dumps(value, indent=1) + "\n")
+
+
+EMBEDDERS: dict[str, Callable[[Path], None]] = {
+    "xlm-roberta": write_xlm_roberta, "qwen3": write_qwen3, "qwen3-published": write_qwen3_published,
+}  # fmt: skip
+SHORT = {"qwen3-published": 32}  # dimensions of shortened vectors; 8 elsewhere
 
 
 def make_embedder(name: str) -> None:
@@ -299,7 +346,7 @@ def make_embedder(name: str) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     EMBEDDERS[name](directory)
-    model = SentenceTransformer(str(directory), device="cpu")
+    model = SentenceTransformer(str(directory), device="cpu", model_kwargs={"dtype": torch.float32})
     modules = list(model)
     long = " ".join(TEXTS * 3)
 
@@ -311,7 +358,7 @@ def make_embedder(name: str) -> None:
 
     values = {
         "normal": encode(TEXTS, normalize_embeddings=True),
-        "short": encode(TEXTS, normalize_embeddings=True, truncate_dim=8),
+        "short": encode(TEXTS, normalize_embeddings=True, truncate_dim=SHORT.get(name, 8)),
         "long": encode([long], normalize_embeddings=True)[0],
         "query": np.array([model.encode_query(text, normalize_embeddings=True) for text in TEXTS]),
         "document": np.array([model.encode_document(text, normalize_embeddings=True) for text in TEXTS]),
@@ -327,7 +374,8 @@ def make_embedder(name: str) -> None:
         path.unlink(missing_ok=True)
     if max(map(len, listed["tokens"])) >= LONGEST:
         raise SystemExit(f"{name}: a text that is cut")
-    (directory / "model.safetensors").chmod(0o644)
+    for path in directory.glob("*.safetensors"):
+        path.chmod(0o644)
     size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
     print(f"{name:24} {size / 1000:6.1f} kB  {sorted(path.name for path in directory.iterdir())}")
 

@@ -6,6 +6,7 @@ Results go to standard output, everything else to standard error. Colour and pro
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from typing import IO, Any
 import typer
 from typer.core import TyperGroup
 
-from lattice.errors import LatticeError, LatticeWarning
+from lattice.errors import LatticeError, LatticeWarning, expected
 
 # Options that several commands have, declared once.
 MODEL_HELP = "Model: a path, org/name, pypi:distribution, or a short name such as"
@@ -87,6 +88,18 @@ def size(count: float) -> str:
             return f"{count:.{digits}f} {unit}"
         count /= 1000
     return ""
+
+
+def bytes_of(text: str) -> int:
+    """Return the number of bytes that a person writes; LatticeError where it is none.
+
+    >>> bytes_of("16GB"), bytes_of("1.5 GiB"), bytes_of("900m")
+    (16000000000, 1610612736, 900000000)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower(), re.ASCII)
+    if found is None:
+        raise expected("memory", "a size such as 16GB or 512MiB", repr(text)[:40])
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** " kmgt".index(found[2] or " "))
 
 
 def count(number: float) -> str:

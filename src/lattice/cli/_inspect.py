@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lattice.cli._parts import parts
 from lattice.errors import LatticeError
 
 CARD = 64 << 10  # bytes of a model card that are looked at
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Return a description of the model at `path`; LatticeError where its files cannot be read.
+    """Return a description of the model at `path`, from headers; LatticeError where its files cannot be read.
 
     What this version cannot run is described as far as its files go; `problem` says why.
     """
@@ -30,8 +32,15 @@ def inspect(path: Path) -> dict[str, Any]:
         "tensors": dict(counts.most_common()),
         "bytes": checkpoint.nbytes,
         "layers": None,
+        "kinds": {},
+        "pattern": "",
+        "active": None,
+        "parts": {},
+        "tied": False,
+        "skipped": [],
         "context": None,
         "kv_bytes": None,
+        "state_bytes": None,
         "dimensions": None,
         "pooling": None,
         "tokenizer": None,
@@ -54,36 +63,26 @@ def _family(checkpoint: Any) -> str | None:
 
 
 def _model(path: Path) -> dict[str, Any]:
+    from lattice.cli._memory import memory_plan
     from lattice.embed.settings import read_settings
     from lattice.models import family
     from lattice.weights.load import open_model
 
     opened = open_model(path, family, strict=False)
-    config, shapes = opened.config, opened.weights.shapes
+    config = opened.config
     report = {
         "family": opened.family.__name__.rpartition(".")[2],
         "layers": getattr(config, "num_hidden_layers", None),
         "context": config.max_position_embeddings,
-    }
+    } | parts(opened)
     if getattr(opened.model, "head", None) is not None:
-        narrow = any(opened.weights.checkpoint.tensor(source.tensor).dtype.name != "f32"
-                     for name, source in opened.weights.sources.items() if len(shapes[name]) > 1)  # fmt: skip
-        return report | {"task": "generate", "kv_bytes": _kv_bytes(opened.model, config, 2 if narrow else 4)}
+        plan = memory_plan(opened, "auto", None)
+        kept = {"kv_bytes": plan["context"]["needs"] - plan["fixed"], "state_bytes": plan["state"]}
+        return report | {"task": "generate"} | kept
     settings = read_settings(opened.checkpoint)
     tokens = min(settings.max_tokens or config.max_position_embeddings, config.max_position_embeddings)
     pooling = f"{settings.pooling}{', normalized' if settings.normalized else ''}" if settings.pooling else None
     return report | {"task": "embed", "context": tokens, "dimensions": config.hidden_size, "pooling": pooling}
-
-
-def _kv_bytes(model: Any, config: Any, itemsize: int) -> int:
-    """Return the bytes of keys and values of one sequence as long as `load` allows by default."""
-    from math import prod
-
-    from lattice.generate.cache import pages_for
-    from lattice.generate.engine import CONTEXT
-
-    pages = pages_for(min(config.max_position_embeddings, CONTEXT))
-    return itemsize * sum(prod(shape) for layer in model.state_shapes(pages, 1) for shape in layer)
 
 
 def _text(checkpoint: Any) -> dict[str, Any]:
@@ -93,7 +92,7 @@ def _text(checkpoint: Any) -> dict[str, Any]:
         tokens = data.get("tokenizer.ggml.tokens")
         return {
             "tokenizer": f"{kind} ({before})" if kind and before else kind,
-            "vocabulary": len(tokens) if isinstance(tokens, list) else None,
+            "vocabulary": len(tokens) if isinstance(tokens, Sequence) else None,
             "chat_template": "tokenizer.chat_template" in data,
         }
     if not (checkpoint.directory / "tokenizer.json").is_file():

@@ -1,4 +1,4 @@
-"""`lattice doctor`: what there is to run on, what would fit, and what is missing."""
+"""`lattice doctor`: what there is to run on, what would fit, and what is missing; of one model, its memory plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,20 @@ from typing import Any
 import typer
 
 from lattice.cli import _machine
-from lattice.cli._app import JSON, dim, emit, example, size, style, table, waiting
+from lattice.cli._app import (
+    DTYPE,
+    JSON,
+    MODEL_HELP,
+    bytes_of,
+    dim,
+    emit,
+    example,
+    fetch,
+    size,
+    style,
+    table,
+    waiting,
+)  # fmt: skip
 from lattice.errors import LatticeError
 
 LIBRARIES = {
@@ -29,13 +42,31 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "doctor",
-        short_help="Describe this machine and name what is missing.",
-        epilog=example("lattice doctor", "lattice doctor --json"),
+        short_help="Describe this machine and name what is missing; plan a model's memory.",
+        epilog=example(
+            "lattice doctor", "lattice doctor --model ./Qwen3.6-27B", "lattice doctor --model a.gguf --memory 16GB"
+        ),
     )(doctor)
 
 
-def doctor(json: bool = JSON) -> None:
-    """Describe this machine as Lattice sees it, measure its memory bandwidth, and name what is missing."""
+def doctor(
+    model: str | None = typer.Option(None, "--model", help=f"Plan the memory of one model. {MODEL_HELP} minilm."),
+    memory: str | None = typer.Option(
+        None, "--memory", help="With --model: memory to plan for, such as 16GB; else what is available now."
+    ),
+    dtype: str = DTYPE,
+    json: bool = JSON,
+) -> None:
+    """Describe this machine as Lattice sees it, measure its memory bandwidth, and name what is missing.
+
+    With --model print what loading that model takes instead: weights as they are held, recurrent state, keys and
+    values, a prefill chunk's activations, and the largest context that fits. Only the headers of its files are read.
+    """
+    if model is not None:
+        _plan(model, memory, dtype, json)
+        return
+    if memory is not None:
+        raise typer.BadParameter("it needs --model", param_hint="--memory")
     from lattice import __version__
 
     problems: list[str] = []
@@ -57,6 +88,21 @@ def doctor(json: bool = JSON) -> None:
         _print(report)
     if problems:
         raise typer.Exit(1)
+
+
+def _plan(model: str, memory: str | None, dtype: str, json: bool) -> None:
+    from lattice.cli._memory import memory_plan
+    from lattice.models import family
+    from lattice.weights.load import open_model
+
+    free = _machine.memory()["available"] if memory is None else bytes_of(memory)
+    path = fetch(model)
+    with waiting("planning"):
+        report = {"model": model, "path": str(path)} | memory_plan(open_model(path, family), dtype, free)
+    if json:
+        emit(report)
+    else:
+        _print_plan(report, "given" if memory is not None else "available now")
 
 
 def _cpu(problems: list[str]) -> dict[str, Any]:
@@ -116,7 +162,9 @@ def _home(problems: list[str]) -> dict[str, Any]:
 
 def _models(problems: list[str], available: int | None) -> list[dict[str, Any]]:
     """Return the cached models, what each takes in memory, and whether that is available now."""
-    from lattice.cli._inspect import inspect
+    from lattice.cli._memory import memory_plan
+    from lattice.models import family
+    from lattice.weights.load import open_model
     from lattice.weights.sources import cached, damaged
 
     problems.extend(f"the model cache: {error}" for error in damaged())
@@ -125,9 +173,8 @@ def _models(problems: list[str], available: int | None) -> list[dict[str, Any]]:
         model: dict[str, Any] = {"source": entry.source, "bytes": entry.nbytes, "path": str(entry.path)}
         needs = None
         try:
-            found = inspect(entry.path)
-            needs = None if found["problem"] else found["bytes"] + (found["kv_bytes"] or 0)
-            model["problem"] = found["problem"]
+            needs = memory_plan(open_model(entry.path, family), "auto", None)["context"]["needs"]
+            model["problem"] = None
         except LatticeError as error:
             model["problem"] = str(error)
         fits = None if needs is None or available is None else needs <= available
@@ -156,6 +203,44 @@ def _print(report: dict[str, Any]) -> None:
         typer.echo(f"{style('problem', fg='red', bold=True)}    {problem}")
     if not report["problems"]:
         typer.echo(style("everything that Lattice needs is here", fg="green"))
+
+
+def _print_plan(report: dict[str, Any], whence: str) -> None:
+    weights, kv, context, draft = report["weights"], report["kv"], report["context"], report.get("draft")
+    kinds = [f"{size(weights[kind])} {kind}" for kind in ("tiles", "vectors", "tables", "experts") if weights[kind]]
+    rows = [
+        ("weights", f"{size(weights['held'] + weights['mapped'])}: {', '.join(kinds)}"),
+        ("held", f"{size(weights['held'])} of them in memory"),
+        ("mapped", f"{size(weights['mapped'])} of them in pages of the file, read where a step touches them"
+                   if weights["mapped"] else None),
+        ("state", f"{size(report['state'])} a sequence, at any length; twice: one is read, one is saved"
+                  if report["state"] else None),
+        ("K/V", "per 1,000 tokens " + ", ".join(
+            f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
+        ) if kv else None),
+        ("drafts", f"of these, {size(draft['held'])} of weights, {size(draft[kv['dtype']])} of K/V: the draft head"
+                   if draft else None),
+        ("work", f"{size(report['activations'])} for {report['chunk']} tokens, {size(report['inputs'])} inputs"),
+        ("needs", f"{size(context['needs'])} with a context of {context['default']:,} tokens"),
+        ("memory", f"{size(report['memory'])} {whence}" if report["memory"] is not None else "unknown"),
+        ("context", _largest(report)),
+    ]  # fmt: skip
+    typer.echo(style(report["model"], bold=True))
+    for name, value in rows:
+        if value is not None:
+            typer.echo(f"{dim(f'{name:8}')}  {value}")
+
+
+def _largest(report: dict[str, Any]) -> str:
+    largest, most = report["context"]["largest"], report["context"]["model"]
+    if largest is None:
+        return f"the model's limit is {most:,} tokens"
+    if not largest:
+        return f"DOES NOT FIT: {size(report['fixed'])} before the first token"
+    if report["task"] == "embed":
+        return f"texts of {largest:,} tokens fit, the longest that the model embeds"
+    limit = "the model's limit" if largest == most else f"of the model's {most:,}"
+    return f"{largest:,} tokens fit, {limit}"
 
 
 def _wrapped(items: list[str], width: int = 68) -> list[str]:

@@ -16,26 +16,44 @@ def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command(
         "show",
-        short_help="Describe a model: family, size, dtypes, tokenizer, files.",
-        epilog=example("lattice show minilm", "lattice show ./model.gguf --hash"),
+        short_help="Describe a model: family, layers, parts, dtypes, tokenizer, files; or its program.",
+        epilog=example("lattice show minilm", "lattice show ./model.gguf --hash", "lattice show --model DIR --program"),
     )(show)
 
 
 def show(
-    model: str = typer.Argument(..., metavar="MODEL", help=f"{MODEL_HELP} minilm."),
+    name: str | None = typer.Argument(None, metavar="[MODEL]", help=f"{MODEL_HELP} minilm."),
+    model: str | None = typer.Option(None, "--model", help="The same as MODEL."),
     hash: bool = typer.Option(False, "--hash", help="Compute the SHA-256 of files whose digest is not recorded."),
+    program: bool = typer.Option(False, "--program", help="Print the traced program of a step instead."),
     json: bool = JSON,
 ) -> None:
-    """Describe a model by what its files say, fetched first if it is not here yet."""
+    """Describe a model by what its files say, fetched first if it is not here yet.
+
+    Layers, parameters and bytes of every part come from the headers of its files: no weight is read.
+    """
     from lattice.cli._inspect import inspect
 
-    path = fetch(model)
-    report: dict[str, Any] = {"model": model, "path": str(path)} | inspect(path)
+    if (name is None) == (model is None):
+        raise typer.BadParameter("expected one model, as an argument or as --model", param_hint="MODEL")
+    source = name or model or ""
+    path = fetch(source)
+    report: dict[str, Any] = {"model": source, "path": str(path)}
+    if program and not json:
+        typer.echo(_program(path))
+        return
+    report |= inspect(path)
     report["files"] = _files(path, hash)
     if json:
-        emit(report)
+        emit(report | ({"program": _program(path)} if program else {}))
     else:
         _print(report)
+
+
+def _program(path: Path) -> str:
+    from lattice.cli._memory import program_of
+
+    return str(program_of(path))
 
 
 def _files(path: Path, hash: bool) -> list[dict[str, Any]]:
@@ -64,15 +82,46 @@ def _files(path: Path, hash: bool) -> list[dict[str, Any]]:
     return sorted(files, key=lambda file: -file["bytes"])
 
 
+def _layers(report: dict[str, Any]) -> str | None:
+    """Return the layers as "24 layers: 18 GatedDeltaNet + 6 attention, DDDA x 6"."""
+    kinds, many = report["kinds"], report["layers"]
+    if not kinds:
+        return f"{many} layers" if many else None
+    listed = " + ".join(f"{number} {kind}" if len(kinds) > 1 else kind for kind, number in kinds.items())
+    return f"{many} layer{'s' if many > 1 else ''}: {listed}" + (f", {report['pattern']}" if report["pattern"] else "")
+
+
+def _parts(report: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = [[part, count(found["parameters"]), size(found["bytes"]), f"{found['bytes'] / max(1, report['bytes']):.1%}"]
+            for part, found in report["parts"].items()]  # fmt: skip
+    if report["tied"]:
+        rows.append(["head", "-", "-", "the embedding, transposed"])
+    return [("", line) for line in table(rows, frozenset({1, 2})).split("\n")] if rows else []
+
+
+def _skipped(report: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line for each group of tensors that the model has no use for."""
+    return [
+        ("skipped" if place == 0 else "",
+         f"{group['tensors']} tensor{'s' if group['tensors'] > 1 else ''} {group['name']}"
+         f"{'*' if group['name'].endswith('.') else ''}, {count(group['parameters'])} ({size(group['bytes'])})")
+        for place, group in enumerate(report["skipped"])
+    ]  # fmt: skip
+
+
 def _print(report: dict[str, Any]) -> None:
     task = {"generate": "generates text", "embed": "embeds text"}.get(report["task"], "not understood")
     dtypes = ", ".join(f"{number} {dtype}" for dtype, number in report["tensors"].items())
-    layers = f", {report['layers']} layers" if report["layers"] else ""
+    active = f", {count(report['active'])} of them for a token" if report["active"] else ""
     rows = [
         ("family", f"{report['family'] or 'unknown'}, {task}"),
-        ("parameters", f"{count(report['parameters'])}{layers}"),
+        ("layers", _layers(report)),
+        ("parameters", f"{count(report['parameters'])}{active}"),
+        *_parts(report),
+        *_skipped(report),
         ("tensors", f"{dtypes}  ({size(report['bytes'])}, {report['kind']})"),
         ("context", f"{report['context']} tokens" if report["context"] else None),
+        ("state", f"{size(report['state_bytes'])} a sequence, at any length" if report["state_bytes"] else None),
         ("K/V cache", f"{size(report['kv_bytes'])} a sequence of full length" if report["kv_bytes"] else None),
         ("dimensions", report["dimensions"]),
         ("pooling", report["pooling"] or ("none" if report["task"] == "embed" else None)),

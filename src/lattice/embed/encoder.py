@@ -44,7 +44,8 @@ def load_encoder(
     """Return the encoder that `source` names (a path, `org/name`, `pypi:...` or an alias such as "minilm").
 
     `dimensions` shortens every vector: to anything from 1 to the model's own number. Only a model that is trained for
-    it (Matryoshka) keeps its quality: where a known model is not, or not so far down, there is a LatticeWarning.
+    it (Matryoshka) keeps its quality: where a known model is not, there is a LatticeWarning; where it is, no fewer
+    than it was trained for are accepted (32 for Qwen3-Embedding).
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
@@ -83,7 +84,7 @@ class Encoder:
         texts = self._texts
         self.max_tokens: int = texts.max_tokens if isinstance(texts, Texts) else longest(self.settings, self.positions)
         program = trace(self._hidden)
-        self._weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
+        self.weights = backend.load(program, opened.weights.cast(dtype, narrow=_products(program)))
         self._plans: dict[str, tuple[Plan, Packer]] = {}
         self._lock = Lock()  # around everything that touches a plan
 
@@ -176,6 +177,11 @@ class Encoder:
             return plan.run(packer.step([ids]))["hidden"]
 
     # ---- plans ---------------------------------------------------------------------------------------------
+    def prepare(self, tokens: int = STEP_TOKENS) -> None:
+        """Make the plan for steps of so many tokens now, which the first such step would make."""
+        with self._lock:
+            self._plan("pooled" if self.settings.pooling else "hidden", tokens)
+
     def _plan(self, name: str, tokens: int) -> tuple[Plan, Packer]:
         """Return the plan of one of the two programs for as many tokens: a new and larger one where need be."""
         made = self._plans.get(name)
@@ -184,7 +190,7 @@ class Encoder:
             program = trace(self._pooled if pooled else self._hidden)
             tokens = STEP_TOKENS << max(0, (tokens - 1) // STEP_TOKENS).bit_length()  # the next power of two
             capacity = Capacity(tokens=tokens, sequences=tokens if pooled else 1)
-            made = self._backend.compile(program, self._weights, capacity), Packer(tokens)
+            made = self._backend.compile(program, self.weights, capacity), Packer(tokens)
             self._plans[name] = made
         return made
 
@@ -199,13 +205,14 @@ class Encoder:
     def _size(self, dimensions: int | None) -> int:
         if dimensions is None:
             return self.dimensions
-        if isinstance(dimensions, bool) or not isinstance(dimensions, int) or not 1 <= dimensions <= self.hidden_size:
-            raise expected("encode", f"dimensions from 1 to {self.hidden_size}", repr(dimensions))
-        if self.known is not None and dimensions < (self.known.least or self.hidden_size):
-            least = self.known.least
-            trained = f"{least} to {self.hidden_size}" if least else f"{self.hidden_size} and not for fewer"
-            message = f"{self.known.hub} was trained for {trained} dimensions: expect worse vectors of {dimensions}"
-            warnings.warn(f"[encode] {message}", LatticeWarning, stacklevel=4)
+        least = (self.known.least if self.known is not None else None) or 1
+        whole = isinstance(dimensions, int) and not isinstance(dimensions, bool)
+        if not whole or not least <= dimensions <= self.hidden_size:
+            hint = f"{self.known.hub} was trained for no fewer" if self.known is not None and least > 1 else None
+            raise expected("encode", f"dimensions from {least} to {self.hidden_size}", repr(dimensions), hint=hint)
+        if self.known is not None and self.known.least is None and dimensions < self.hidden_size:
+            trained = f"{self.known.hub} was trained for {self.hidden_size} and not for fewer dimensions"
+            warnings.warn(f"[encode] {trained}: expect worse vectors of {dimensions}", LatticeWarning, stacklevel=4)
         return dimensions
 
     def _prompt(self, name: str | None) -> str:

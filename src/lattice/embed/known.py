@@ -30,8 +30,8 @@ QWEN = "Instruct: Given a web search query, retrieve relevant passages that answ
 
 @dataclass(frozen=True)
 class Known:
-    """One row. `least` is the smallest number of dimensions that it was trained to be shortened to (Matryoshka), or
-    None where it was not trained for that; vectors can be shortened further, but who does is warned."""
+    """One row. `least` is the smallest number of dimensions that it was trained to be shortened to (Matryoshka), fewer
+    are refused; None where it was not trained for that: its vectors can be shortened, but who does is warned."""
 
     hub: str
     alias: str
@@ -64,6 +64,7 @@ MODELS = (
     ),
     Known("Qwen/Qwen3-Embedding-0.6B", "qwen3-embedding", 1024, 8192, "last", QWEN, least=32),
     Known("Qwen/Qwen3-Embedding-4B", "qwen3-embedding-4b", 2560, 8192, "last", QWEN, least=32),
+    Known("Qwen/Qwen3-Embedding-8B", "qwen3-embedding-8b", 4096, 8192, "last", QWEN, least=32),
 )
 NAMES = {name: model for model in MODELS for name in (model.hub.lower(), model.name, model.alias)}
 _HUB = re.compile(r"(?:hf:)?(?P<name>[^@:]+)(?:@[^:]*)?(?::.*)?")  # org/name, an alias; less revision and file

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,12 +45,21 @@ class _Source:
     parts: tuple[str, ...] = ()  # the tensors that together are this one, where it is not one of the file
 
 
+class Header(NamedTuple):
+    """What the header of a file says of a weight: its dtype in memory, its bytes in the file."""
+
+    dtype: str
+    stored: int
+    mapped: bool  # it stays in the file's own pages
+
+
 class Weights(Mapping[str, Array]):
     """A model's parameters by name; reading one maps, reorders and converts it."""
 
     def __init__(self, checkpoint: Checkpoint, shapes: Mapping[str, tuple], sources: Mapping[str, _Source]):
         self.checkpoint, self.shapes, self.sources = checkpoint, shapes, sources
         self.convert: Callable[[str, Array], Array] = lambda name, array: array
+        self.wanted: Callable[[str], str | None] = lambda name: None  # what `convert` makes of a matrix; None: nothing
 
     def __getitem__(self, name: str) -> Array:
         source, shape = self.sources[name], self.shapes[name]
@@ -71,6 +80,18 @@ class Weights(Mapping[str, Array]):
         else:
             self.checkpoint.release(source.tensor)
         return array
+
+    def header(self, name: str) -> Header:
+        """Return what `self[name]` will be, by the file's header alone: nothing is read.
+
+        An f32 matrix that "auto" narrows counts as f16, though one with values out of range stays f32.
+        """
+        source = self.sources[name]
+        stored = [self.checkpoint.tensor(tensor) for tensor in source.parts or (source.tensor,)]
+        dtype = "f32" if source.values is not None else stored[0].dtype.name
+        wanted = self.wanted(name) if len(self.shapes[name]) > 1 else None
+        plain = source.values is None and source.order is None and not source.parts
+        return Header(wanted or dtype, sum(array.nbytes for array in stored), plain and wanted in (None, dtype))
 
     def _joined(self, parts: tuple[str, ...], shape: tuple) -> Array:
         """Return the parts one behind another, each let go of in turn."""
@@ -105,8 +126,11 @@ class Weights(Mapping[str, Array]):
         weights = Weights(self.checkpoint, self.shapes, self.sources)
         if dtype == "auto":
             weights.convert = lambda name, array: _narrow(array) if name in narrow else array
+            fits = lambda name: name in narrow and len(self.shapes[name]) == 2  # noqa: E731
+            weights.wanted = lambda name: "f16" if fits(name) and self.header(name).dtype == "f32" else None
         else:
             weights.convert = lambda name, array: _to(array, dtype)
+            weights.wanted = lambda name: dtype
         return weights
 
 

@@ -62,7 +62,11 @@ ALIASES = {
     "multilingual-minilm": Alias(("hf:sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",)),
     "qwen3-embedding": Alias(("hf:Qwen/Qwen3-Embedding-0.6B",)),
     "qwen3-embedding-4b": Alias(("hf:Qwen/Qwen3-Embedding-4B",)),
-    "qwen3.5-0.8b": Alias(("hf:Qwen/Qwen3.5-0.8B",)),
+    "qwen3-embedding-8b": Alias(("hf:Qwen/Qwen3-Embedding-8B",)),
+    **{  # the files on the hub change: without a known SHA-256 what the hub says of them is checked
+        f"qwen{name.lower()}": Alias((f"hf:Qwen/Qwen{name}",))
+        for name in ("3.5-0.8B", "3.5-2B", "3.5-4B", "3.5-9B", "3.5-27B", "3.5-35B-A3B", "3.6-27B", "3.6-35B-A3B")
+    },
 }
 
 

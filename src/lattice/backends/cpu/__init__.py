@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,10 @@ class CpuBackend(Backend):
     ) -> CpuPlan:
         """Plan a program. `bound` gives inputs a fixed buffer, such as the output view of another plan."""
         fused = fuse(program, self.kernels())
-        return CpuPlan(self.core, fused, weights, capacity or Capacity(), state or {}, bound or {})
+        return self._plan(fused, weights, capacity or Capacity(), state or {}, bound or {})
+
+    def _plan(self, *arguments: Any) -> CpuPlan:
+        return CpuPlan(self.core, *arguments)
 
 
 @cache

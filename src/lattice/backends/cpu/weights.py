@@ -1,7 +1,8 @@
 """Weights as the CPU kernels read them: matrices of products in tiles, tables, experts and vectors in rows.
 
 Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one tensor.
-Tables and experts stay in the mapped file, of which a step touches the rows it needs.
+Tables and experts stay in the mapped file, of which a step touches the rows it needs. How a weight will be held is
+decided from its header alone (`held`), so that what a model takes is known before it is read.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from lattice.backends.cpu.native import DTYPES, ROWS, TILES, WEIGHT_DTYPES, Core, Memory
-from lattice.dtypes import F32, Array, dense
+from lattice.dtypes import BY_NAME, F32, Array, dense
 from lattice.errors import LatticeWarning, expected
 from lattice.ops import Symbol
 from lattice.program import Program
@@ -27,7 +28,7 @@ MAPPED = {"embedding": ("table",), "mixture": ("gate", "up", "down")}
 
 @dataclass(frozen=True)
 class Placed:
-    """A weight in memory: where, in which dtype and layout."""
+    """A weight in memory: where (0: not yet anywhere), in which dtype and layout, for which use."""
 
     address: int
     dtype: str
@@ -35,6 +36,8 @@ class Placed:
     shape: tuple[int, ...]
     bytes: int
     owner: Any  # keeps the memory alive
+    use: str
+    mapped: bool  # lies in the pages of its file, which the system may drop and read again
 
 
 class CpuWeights:
@@ -45,8 +48,13 @@ class CpuWeights:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes that all weights take together."""
+        """Return the bytes that all weights take together, those in pages of the file among them."""
         return sum(weight.bytes for weight in self.placed.values())
+
+    @property
+    def mapped(self) -> int:
+        """Return the bytes of the weights that lie in pages of the file."""
+        return sum(weight.bytes for weight in self.placed.values() if weight.mapped)
 
 
 class _Slabs:
@@ -79,11 +87,11 @@ def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> 
     placed: dict[str, Placed] = {}
     dequantised: Counter[str] = Counter()
     for symbol in program.of_kind("weight"):
-        array, use = _fetch(weights, symbol), uses[symbol.name]
-        dtype = _kernel_dtype(array, use)
-        if array.dtype.block > 1 and dtype == "f32":
+        array = _fetch(weights, symbol)
+        place = held(core, array.shape, array.dtype.name, uses[symbol.name], not array.data.flags.writeable)
+        if array.dtype.block > 1 and place.dtype == "f32":
             dequantised[array.dtype.name] += 1
-        placed[symbol.name] = _tile(core, slabs, array, dtype) if use == "product" else _rows(array, dtype)
+        placed[symbol.name] = _tile(core, slabs, array, place) if place.layout == TILES else _rows(array, place)
     if dequantised:
         listed = ", ".join(f"{count} of {name}" for name, count in sorted(dequantised.items()))
         message = f"tensors without a kernel of their format yet are held as f32 ({listed}): more memory, same values"
@@ -112,22 +120,27 @@ def _uses(program: Program) -> dict[str, str]:
     return uses
 
 
-def _kernel_dtype(array: Array, use: str) -> str:
-    return array.dtype.name if array.dtype.name in WEIGHT_DTYPES and use != "vector" else "f32"
-
-
-def _tile(core: Core, slabs: _Slabs, array: Array, dtype: str) -> Placed:
-    code = DTYPES[dtype]
-    size = core.functions.lattice_tiled_bytes(code, *array.shape)
+def held(core: Core, shape: tuple[int, ...], dtype: str, use: str, mapped: bool) -> Placed:
+    """Return how a weight of a stored `dtype` will be held; `mapped`: it comes straight from the file's pages."""
+    kept = dtype if dtype in WEIGHT_DTYPES and use != "vector" else "f32"
+    if use != "product":
+        size = BY_NAME[kept].size(math.prod(shape))
+        return Placed(0, kept, ROWS, shape, size, None, use, mapped and kept == dtype)
+    size = core.functions.lattice_tiled_bytes(DTYPES[kept], *shape)
     if size < 0:
-        raise expected("cpu", f"a matrix that {dtype} tiles can hold", array.shape)
-    source = array.data if array.dtype.name == dtype else np.ascontiguousarray(dense(array), np.float32)
-    memory, address = slabs.take(size)
+        raise expected("cpu", f"a matrix that {kept} tiles can hold", shape)
+    return Placed(0, kept, TILES, shape, size, None, use, False)
+
+
+def _tile(core: Core, slabs: _Slabs, array: Array, place: Placed) -> Placed:
+    code = DTYPES[place.dtype]
+    source = array.data if array.dtype.name == place.dtype else np.ascontiguousarray(dense(array), np.float32)
+    memory, address = slabs.take(place.bytes)
     if core.functions.lattice_tile(core.pool, code, source.ctypes.data, code, *array.shape, address) < 0:
         raise core.error("a matrix to tile")
-    return Placed(address, dtype, TILES, array.shape, size, memory)
+    return replace(place, address=address, owner=memory)
 
 
-def _rows(array: Array, dtype: str) -> Placed:
-    data = array.data if array.dtype.name == dtype else np.ascontiguousarray(dense(array), np.float32)
-    return Placed(data.ctypes.data, dtype, ROWS, array.shape, data.nbytes, data)
+def _rows(array: Array, place: Placed) -> Placed:
+    data = array.data if array.dtype.name == place.dtype else np.ascontiguousarray(dense(array), np.float32)
+    return replace(place, address=data.ctypes.data, owner=data)
