@@ -46,7 +46,8 @@ class GatedDeltaNet(Module):
         return Recurrent(*((slots, *width) for width in self.widths))
 
     def __call__(self, x: Any, angles: Any, step: Step, state: Recurrent | None) -> tuple[Any, Recurrent | None]:
-        qkv, gates = self.in_proj_qkv(x), (self.in_proj_a(x), self.in_proj_b(x), self.A_log, self.dt_bias)
+        qkv, z = self.in_proj_qkv(x), self.in_proj_z(x)  # the four products side by side, so that they fuse
+        gates = self.in_proj_a(x), self.in_proj_b(x), self.A_log, self.dt_bias
         weight = self.conv1d["weight"]
         if state is None:
             qkv = conv1d(qkv, weight, step, kind="silu")
@@ -55,4 +56,4 @@ class GatedDeltaNet(Module):
             conv, qkv = slot_conv1d(state.conv, qkv, weight, step, kind="silu")
             delta, mixed = slot_gated_delta(state.delta, qkv, *gates, step, **self.heads)
             state = Recurrent(conv, delta)
-        return self.out_proj(gated_activation(self.in_proj_z(x), self.norm(mixed), kind="silu")), state
+        return self.out_proj(gated_activation(z, self.norm(mixed), kind="silu")), state
