@@ -227,8 +227,8 @@ def test_what_the_head_drafts_does_not_depend_on_how_it_came_there(headed, start
         sequence.clear()
         return found
 
-    often = follow([(end, (0, 1, 6, 2)[end % 4]) for end in range(start + 2, 140)])
-    for end in (start + 5, 101, 138):
+    often = follow([(end, (0, 1, 6, 2)[end % 4]) for end in range(start + 2, 124)])
+    for end in {start + 5, start + 6, 101, 122} & often.keys():  # within ROWS, of which it reads all
         assert often[end] == follow([(end, (0, 1, 6, 2)[end % 4])])[end]
 
 
@@ -247,7 +247,7 @@ def test_a_head_that_is_far_behind_reads_the_latest_only(headed):
             engine.append(sequence, text[place : place + 1])
         assert ROWS // 2 <= drafter._count <= ROWS
         found.append(drafter.propose(text, 4))
-        assert drafter._origin > first - ROWS
+        assert drafter._origin >= first - ROWS
         drafter.close()
     assert len(found[0]) == len(found[1]) == 4
     sequence.clear()
