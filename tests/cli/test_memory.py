@@ -123,9 +123,10 @@ def test_qwen3_6_27b(cli, result_of, unread, tmp_path):
     }  # fmt: skip
     assert (tiles, vectors, table) == (52_093_255_680, 10_686_464, 2_542_796_800)
     assert plan["state"] == 48 * 4 * (48 * 128 * 128 + 10240 * 3) == 156_893_184
-    assert plan["kv"] == {"dtype": "f16", "f16": 17 * 2 * 4 * 256 * 2 * 1000, "f32": 139_264_000}
+    kv = {"f16": 2 * 4 * 256 * 2 * 1000, "f32": 2 * 4 * 256 * 4 * 1000, "q8": 2 * 4 * 260 * 1000}  # a layer's
+    assert plan["kv"] == {"dtype": "f16", **{name: 17 * each for name, each in kv.items()}}
     draft = 2 * (attention + 3 * 17408 * 5120 + 5120 * 10240) + 4 * (2 * 256 + 2 * 5120 + 3 * 5120)
-    assert plan["draft"] == {"held": draft, "f16": 2 * 4 * 256 * 2 * 1000, "f32": 2 * 4 * 256 * 4 * 1000}
+    assert plan["draft"] == {"held": draft, **kv}
     fixed = tiles + vectors + 2 * plan["state"] + plan["activations"] + plan["inputs"]
     largest = (64 * 10**9 - fixed) // (69_632 * 64) * 64
     assert plan["fixed"] == fixed and plan["context"] == {

@@ -10,6 +10,7 @@ What stays in pages of the file (tables, experts) is not counted as needed: the 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,14 @@ from lattice.generate.cache import pages_for
 from lattice.generate.engine import CONTEXT
 from lattice.generate.model import LanguageModel
 from lattice.models import family
+from lattice.nn.attention import KV
 from lattice.program import Program
 from lattice.step import PAGE_TOKENS
 from lattice.weights.load import OpenModel, open_model
 
 THOUSAND = 1000
 SLOTS = 2  # recurrent states that a sequence needs: one is read, one is saved
-KV_BYTES = {"f16": 2, "f32": 4}  # of a key or value
+KV_BYTES = {"f16": 2, "f32": 4, "q8": 1}  # of a number in a page
 USES = {"vector": "vectors", "product": "tiles"}
 
 
@@ -55,7 +57,7 @@ def _generator(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: i
         "state": slot,
         "kv": {
             "dtype": kv.name.replace("float", "f"),
-            **{name: size * (page // kv.itemsize) * THOUSAND // PAGE_TOKENS for name, size in KV_BYTES.items()},
+            **_kv(each for each in engine.state_shapes(1, 1).values() if isinstance(each, KV)),
         },
         "draft": _draft(opened, backend),
         **plans,
@@ -76,11 +78,16 @@ def _draft(opened: OpenModel, backend: MeasuringBackend) -> dict[str, int] | Non
     if head is None:
         return None
     places = [place for weights in backend.loaded for name, place in weights.placed.items() if name.startswith("mtp.")]
-    values = sum(map(prod, head.state_shapes(1, 1)))
-    return {
-        "held": sum(place.bytes for place in places if not place.mapped),
-        **{name: size * values * THOUSAND // PAGE_TOKENS for name, size in KV_BYTES.items()},
-    }
+    return {"held": sum(place.bytes for place in places if not place.mapped), **_kv([head.state_shapes(1, 1)])}
+
+
+def _kv(layers: Iterable[KV]) -> dict[str, int]:
+    """Return the bytes of keys and values of 1,000 tokens by how they are kept, given the shapes of a page."""
+    found = dict.fromkeys(KV_BYTES, 0)
+    for plain in layers:
+        for name, size in KV_BYTES.items():
+            found[name] += size * sum(map(prod, plain.with_factors() if name == "q8" else plain))
+    return {name: size * THOUSAND // PAGE_TOKENS for name, size in found.items()}
 
 
 def _largest(left: int, page: int, most: int) -> int:

@@ -216,7 +216,7 @@ def _print_plan(report: dict[str, Any], whence: str) -> None:
         ("state", f"{size(report['state'])} a sequence, at any length; twice: one is read, one is saved"
                   if report["state"] else None),
         ("K/V", "per 1,000 tokens " + ", ".join(
-            f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32")
+            f"{size(kv[dtype])} as {dtype}{' (used)' if kv['dtype'] == dtype else ''}" for dtype in ("f16", "f32", "q8")
         ) if kv else None),
         ("drafts", f"of these, {size(draft['held'])} of weights, {size(draft[kv['dtype']])} of K/V: the draft head"
                    if draft else None),

@@ -10,7 +10,7 @@ from time import perf_counter
 
 import typer
 
-from lattice.cli._app import DTYPE, JSON, MODEL_HELP, Group, dim, emit, example, load, read_text, style
+from lattice.cli._app import DTYPE, JSON, KV, MODEL_HELP, Group, dim, emit, example, load, read_text, style
 from lattice.errors import LatticeError
 
 
@@ -31,11 +31,12 @@ def ppl(
     context: int = typer.Option(512, "--context", help="Tokens of a window; its second half is scored."),
     chunks: int | None = typer.Option(None, "--chunks", help="Only the first windows, as many as this."),
     dtype: str = DTYPE,
+    kv: str = KV,
     json: bool = JSON,
 ) -> None:
     """Measure perplexity as llama.cpp does: low is good, and 1 would be knowing the text by heart."""
     text = read_text(file)
-    lm = load(model, dtype=dtype)
+    lm = load(model, dtype=dtype, kv=kv)
     start = perf_counter()
     with _windows() as progress:
         result = lm.measure_perplexity(text, context=context, chunks=chunks, progress=progress)

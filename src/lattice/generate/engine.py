@@ -42,6 +42,7 @@ SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token
 SNAPSHOTS = 16  # kept recurrent states that they hold besides
 TAIL = 32  # tokens before its end is a prompt's state kept where nobody says where messages end, and twice that, ...
 OF_MEMORY = 0.25  # of the machine's is the most that pools take unasked, but for one full-length sequence
+KV_DTYPES = {"auto": None, "f32": "f32", "f16": "f16", "q8": "i8"}  # q8: with a factor for each key and value
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
 
 
@@ -74,6 +75,7 @@ class Engine:
         backend: CpuBackend,
         *,
         dtype: str = "auto",
+        kv: str = "auto",
         context: int | None = None,
         chunk: int = CHUNK,
         cache_bytes: int | None = None,
@@ -88,7 +90,7 @@ class Engine:
         self._model, self._backend = opened.model, backend
         self._hidden: int = opened.config.hidden_size
         self.draft_head = draft_head and getattr(opened.model, "mtp", None) is not None
-        self._kv = "f32" if dtype == "f32" or (dtype == "auto" and _stored_f32(opened)) else "f16"
+        self._kv = _kv_dtype(kv, dtype, opened)
         self.pool = self._make_pool(cache_bytes)
         self.recurrent = self.pool.slots.nbytes > 0
         self.drafts = MOST_RECURRENT if self.recurrent else MOST_DRAFTS
@@ -116,10 +118,17 @@ class Engine:
         return saved.model_digest(self)
 
     # ---- state ---------------------------------------------------------------------------------------------
-    def _layers(self, pages: int, slots: int) -> dict[str, Any]:
-        """Return the shapes of every layer's state by the layer's name, those of a draft head last, as `mtp`."""
+    def state_shapes(self, pages: int, slots: int) -> dict[str, Any]:
+        """Return the model's shapes of state by the layer's name, those of a draft head last, as `mtp`."""
         found = {f"layers.{i}": shapes for i, shapes in enumerate(self._model.state_shapes(pages, slots))}
         return {**found, "mtp": self._model.mtp.state_shapes(pages, slots)} if self.draft_head else found
+
+    def _layers(self, pages: int, slots: int) -> dict[str, Any]:
+        """Return those shapes as this engine keeps them."""
+        found = self.state_shapes(pages, slots)
+        if self._kv == "i8":
+            found = {name: each.with_factors() if isinstance(each, KV) else each for name, each in found.items()}
+        return found
 
     def _dtype(self, shapes: Any) -> str:
         return self._kv if isinstance(shapes, KV) else "f32"  # recurrent state is always exact
@@ -458,6 +467,14 @@ def _memory() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         return math.inf
+
+
+def _kv_dtype(kv: str, dtype: str, opened: OpenModel) -> str:
+    """Return the dtype of keys and values, where `kv` is what was asked for and `dtype` that of the weights."""
+    if kv not in KV_DTYPES:
+        raise expected("load", f"keys and values as one of {', '.join(KV_DTYPES)}", repr(kv))
+    exact = dtype == "f32" or (dtype == "auto" and _stored_f32(opened))
+    return KV_DTYPES[kv] or ("f32" if exact else "f16")
 
 
 def _stored_f32(opened: OpenModel) -> bool:

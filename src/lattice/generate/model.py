@@ -41,6 +41,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str = "auto",
+    kv: str = "auto",
     context: int | None = None,
     cache_bytes: int | None = None,
     draft: str | Path | None = "auto",
@@ -48,10 +49,11 @@ def load(
     """Return the language model that `source` names (a path, `org/name`, `pypi:...` or an alias such as
     "smollm2-135m").
 
-    `context` is the most tokens of a prompt and its answer together; by default the model's own limit, at
-    most 8192. `cache_bytes` is the most memory for the state of answers and of prefixes that later prompts may
-    share, taken as it is used; by default two sequences of the full context and sixteen recurrent states beside
-    those of drafts, at most a quarter of the machine's memory, and always one sequence.
+    `kv` says how keys and values are kept: "f32", "f16", "q8" (8 bits and a factor for each key and value, half of
+    f16), or "auto": f32 for weights in f32, else f16. `context` is the most tokens of a prompt and its answer
+    together; by default the model's own limit, at most 8192. `cache_bytes` is the most memory for the state of answers
+    and of prefixes that later prompts may share, taken as it is used; by default two sequences of the full context and
+    sixteen recurrent states beside those of drafts, at most a quarter of the machine's memory, and always one sequence.
 
     `draft` says what guesses tokens ahead, so that one run of the model can give several: "ngram" (how the text itself
     went on elsewhere), "mtp" (the model's own draft head), "auto" (both, where there is a head), the source of a
@@ -59,15 +61,15 @@ def load(
     answer; how many tokens are drafted, perhaps none, follows from what is measured meanwhile.
 
     Raises LatticeError where the source cannot be found, the model is not understood or generates
-    no text, or the device, dtype, context, cache_bytes or draft is not offered.
+    no text, or the device, dtype, kv, context, cache_bytes or draft is not offered.
     """
     backend = select(device)
     opened = open_model(resolve(source), family)
-    lm = LanguageModel(opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft=draft)
+    lm = LanguageModel(opened, backend, dtype=dtype, kv=kv, context=context, cache_bytes=cache_bytes, draft=draft)
     if draft is not None and draft not in DRAFTS:
         opened = open_model(resolve(draft), family)
         most = min(lm.context, opened.config.max_position_embeddings)
-        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, context=most, draft=None))
+        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, kv=kv, context=most, draft=None))
     return lm
 
 
@@ -80,6 +82,7 @@ class LanguageModel:
         backend: CpuBackend,
         *,
         dtype: str = "auto",
+        kv: str = "auto",
         context: int | None = None,
         cache_bytes: int | None = None,
         draft: str | Path | None = "auto",
@@ -92,7 +95,13 @@ class LanguageModel:
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
         self._engine: Engine | None = Engine(
-            opened, backend, dtype=dtype, context=context, cache_bytes=cache_bytes, draft_head=draft in ("auto", "mtp")
+            opened,
+            backend,
+            dtype=dtype,
+            kv=kv,
+            context=context,
+            cache_bytes=cache_bytes,
+            draft_head=draft in ("auto", "mtp"),
         )
         self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 

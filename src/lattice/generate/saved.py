@@ -105,7 +105,7 @@ def _write(path: Path, engine: Engine, read: Callable[[], Pages]) -> None:
         return
     arrays, tensors = {}, read()
     for name, values in tensors.items():
-        dtype = I32 if name == "tokens" else BY_NAME[{"f2": "f16", "f4": "f32"}[values.dtype.str[1:]]]
+        dtype = I32 if name == "tokens" else BY_NAME[{"f2": "f16", "f4": "f32", "i1": "i8"}[values.dtype.str[1:]]]
         arrays[name] = Array(np.ascontiguousarray(values), dtype, values.shape)
     save_safetensors(path, arrays, {"format": FORMAT, "model": engine.digest, "digest": _digest(tensors)})
 
