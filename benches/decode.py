@@ -1,9 +1,10 @@
 """Prefill and decode speed on one GGUF: Lattice and llama.cpp in turns, each in a process of its own.
 
-Greedy, one sequence. Read bandwidth is measured before and after every run; a round during which it moved by
-more than a tenth is dropped, and how many were is printed. llama.cpp: n_threads = cores, n_ctx 2048, n_batch 512,
-default flash attention, by its C interface. Its threads spin, so a busy machine makes it many times slower than it
-is: compare on an idle one only, and read the load that is printed. Not a test.
+Greedy, one sequence, no drafts, every prompt from its beginning. Read bandwidth is measured before and after every
+run; a round during which it moved by more than a tenth is dropped, and how many were is printed. llama.cpp: n_threads
+= cores, n_ctx that holds the text (at least 2048), n_batch 512, default flash attention, by its
+C interface. Its threads spin, so a busy machine makes it many times slower than it is:
+compare on an idle one only, and read the load that is printed. Not a test.
 """
 
 from __future__ import annotations
@@ -47,9 +48,12 @@ def main() -> None:
     options = parser.parse_args()
     heading()
     model = str(Path(options.model).resolve())
+    context = max(2048, options.prompt + options.gen + 2)
     workers = [
-        Worker("lattice", "benches.generators:Lattice", model=model, dtype=options.dtype, threads=cores()),
-        Worker("llama.cpp", "benches.generators:LlamaCpp", model=model, threads=cores()),
+        Worker(
+            "lattice", "benches.generators:Lattice", model=model, dtype=options.dtype, threads=cores(), context=context
+        ),
+        Worker("llama.cpp", "benches.generators:LlamaCpp", model=model, threads=cores(), context=context),
     ]
     if options.text:
         text = Path(options.text).read_text(encoding="utf-8")[: 16 * options.prompt]

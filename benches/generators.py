@@ -20,8 +20,9 @@ class Lattice:
         self.model = lattice.load(model, dtype=dtype, context=context)
 
     def measure(self, tokens: list[int], steps: int) -> dict:
+        self.model.engine.forget()  # every prompt is run whole
         started = time.perf_counter()
-        stream = self.model.stream(tokens, max_tokens=steps + 1, temperature=0.0, ignore_eos=True)
+        stream = self.model.stream(tokens, max_tokens=steps + 1, temperature=0.0, ignore_eos=True, draft="off")
         chosen = [next(stream).token]
         first = time.perf_counter()
         chosen += [chunk.token for chunk in stream]
