@@ -5,9 +5,11 @@ those before it were. With d drafts a step gives E(d) = 1 + p_1 + p_1 p_2 + ... 
 seconds; the d of the highest rate is taken, or 0 where none beats 1 / t(1) by MARGIN.
 
 All of it is measured while answers are generated. What was measured fades while it is not used, towards the hopeful
-values it began with; so what has failed is tried again, rarely. And an account is kept: each step with drafts is paid
-or credited what it lost or won against plain steps, and a hundredth of the time of plain steps is paid in. Nothing is
-drafted while the account is overdrawn, so whatever the estimates say, a hundredth is all that drafting can lose.
+values it began with; so what has failed is tried again, rarely. And accounts are kept, one of the model and one of each
+answer: a step with drafts is charged what it lost, or credited what it won, against plain steps, and a hundredth of the
+time of plain steps is paid in. No more is drafted than an answer's account can lose, and nothing while the model's is
+overdrawn. So whatever the estimates say, drafting can lose a hundredth of the time and, once an answer, a step: what
+one answer has won is not for the next to lose.
 
 The depth never changes a token of the answer.
 """
@@ -31,8 +33,9 @@ from lattice.generate.verify import MOST, Verified
 DRAFTS = ("auto", "ngram", "mtp", "off")  # what may be asked for, besides the source of a smaller model
 MARGIN = 1.02  # what a rate must beat plain decoding's by
 SHARE = 0.01  # of the time of plain steps may be lost to drafts
-CREDIT = 4.0  # plain steps in the account at first
-SAVED = 32.0  # plain steps that are the most it holds
+CREDIT = 4.0  # plain steps in the model's account at first
+ANSWER = 1.0  # and in an answer's
+SAVED = 32.0  # plain steps that are the most an account holds
 RATE = 0.15  # weight of a new measurement
 OUTLIER = 3.0  # a measurement counts as at most so many times the mean
 GROWTH = 0.04  # hoped-for cost of a further token of a step, in plain steps
@@ -124,10 +127,22 @@ class Hits:
 
 
 class Choice(NamedTuple):
-    """A depth, and the tokens a second that it promises."""
+    """A depth, the tokens a second that it promises, and the plain steps that it loses if no draft is kept."""
 
     depth: int
     rate: float
+    risk: float = 0.0
+
+
+class Account:
+    """What drafts may lose before they stop, in plain steps."""
+
+    def __init__(self, credit: float):
+        self.balance = credit
+
+    def add(self, steps: float) -> None:
+        """Pay in, or charge."""
+        self.balance = min(self.balance + steps, SAVED)
 
 
 class Costs:
@@ -136,20 +151,25 @@ class Costs:
     def __init__(self) -> None:
         self.steps = Seconds()
         self.hits: dict[Hashable, Hits] = {}
-        self.balance = CREDIT  # of the account, in plain steps
+        self.account = Account(CREDIT)
         self._choices: dict[tuple[Hashable, int], Choice] = {}
         self._plain = self._declined = self._since = 0
 
-    def choose(self, kind: Hashable, most: int) -> Choice:
-        """Return how many tokens, up to `most`, to draft of a kind now."""
-        if self.balance < 0 or self._since >= PLAIN or not self.steps.mean[1]:
+    def choose(self, kind: Hashable, most: int, answer: Account) -> Choice:
+        """Return how many tokens, up to `most`, to draft of a kind now, for an answer with that account."""
+        if self.account.balance < 0 or self._since >= PLAIN or not self.steps.mean[1]:
             return Choice(0, 0.0)
-        choice = self._choices.get((kind, most))
-        if choice is None:
-            choice = self._choices[kind, most] = self._best(kind, most)
+        choice = self._known(kind, most)
+        while choice.depth and choice.risk > answer.balance:
+            choice = self._known(kind, choice.depth - 1)
         if not choice.depth:
             self._decline()
         return choice
+
+    def _known(self, kind: Hashable, most: int) -> Choice:
+        if (kind, most) not in self._choices:
+            self._choices[kind, most] = self._best(kind, most)
+        return self._choices[kind, most]
 
     def _best(self, kind: Hashable, most: int) -> Choice:
         hits, seconds = self.hits.get(kind) or Hits(), self.steps.table()
@@ -158,9 +178,9 @@ class Costs:
         for depth, chance in enumerate(hits.chances()[:most], 1):
             reached *= chance
             tokens += reached
-            rate = tokens / (seconds[depth + 1] + hits.seconds * depth)
-            if rate > best.rate:
-                best = Choice(depth, rate)
+            spent = seconds[depth + 1] + hits.seconds * depth
+            if tokens / spent > best.rate:
+                best = Choice(depth, tokens / spent, spent / seconds[1] - 1)
         return best
 
     def _decline(self) -> None:
@@ -172,9 +192,9 @@ class Costs:
             self._choices = {}
 
     def plain(self, seconds: float) -> None:
-        """Take in a step of one token."""
+        """Take in a step of one token, which pays a SHARE of a step in."""
         self.steps.add(1, seconds)
-        self.balance = min(self.balance + SHARE, SAVED)
+        self.account.add(SHARE)
         self._since = 0
         self._plain += 1
         if self._plain % REFRESH == 0:
@@ -182,17 +202,21 @@ class Costs:
 
     def prepared(self, seconds: float) -> None:
         """Take in what had to be done before the first drafts of an answer, of which a plain step at most counts."""
-        self.balance -= min(1.0, seconds / self.steps.mean[1]) if self.steps.mean[1] else 0.0
+        self.account.add(-min(1.0, seconds / self.steps.mean[1]) if self.steps.mean[1] else 0.0)
 
-    def verified(self, kind: Hashable, drafted: int, kept: int, seconds: float, drafting: float) -> None:
-        """Take in a step with drafts: how many of a kind, how many were right, its seconds, and those of drafting."""
+    def verified(self, kind: Hashable, drafted: int, kept: int, seconds: float, drafting: float) -> float:
+        """Take in a step with drafts: how many of a kind, how many were right, its seconds, and those of drafting.
+
+        Returns the plain steps that it won, below 0 if it lost."""
         self.steps.add(drafted + 1, seconds)
         self.hits.setdefault(kind, Hits()).add(drafted, kept, drafting)
         plain = self.steps.mean[1] or seconds
         spent = min(seconds + drafting, OUTLIER * (self.steps.mean[drafted + 1] + drafting))
-        self.balance = min(self.balance + (kept + 1) - spent / plain, SAVED)
+        won = kept + 1 - spent / plain
+        self.account.add(won)
         self._since += 1
         self._choices = {}
+        return won
 
 
 class Speculation:
@@ -211,6 +235,7 @@ class Speculation:
         self.drafted = self.accepted = 0
         self._engine, self._sequence, self._sampler = engine, sequence, sampler
         self._drafters, self._costs, self._clock = drafters, costs, clock
+        self._account = Account(ANSWER)
         self._last: Verified | None = None  # the last step, if it verified drafts and not all of it was handed on
 
     def step(self, tokens: list[int], room: int) -> list[Advance]:
@@ -231,11 +256,13 @@ class Speculation:
         if drafter is None or not drafts:
             advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler)
             self._costs.plain(self._clock() - started)
+            self._account.add(SHARE)
             return [advance]
         verified = self._engine.verify(self._sequence, tokens[-1], drafts, self._sampler, spare)
         kept = len(verified.tokens) - 1
         drafter.accepted(kept)
-        self._costs.verified(kind, len(drafts), kept, self._clock() - drafted, drafted - started)
+        won = self._costs.verified(kind, len(drafts), kept, self._clock() - drafted, drafted - started)
+        self._account.add(won)
         self.drafted += len(drafts)
         self.accepted += kept
         self._last = verified
@@ -249,7 +276,7 @@ class Speculation:
         for each in self._drafters if most > 0 else ():
             offered = each.kind(tokens)
             if offered is not None:
-                choice = self._costs.choose(offered, most)
+                choice = self._costs.choose(offered, most, self._account)
                 if choice.depth and choice.rate > best.rate:
                     best, drafter, kind = choice, each, offered
         return best, drafter, kind
