@@ -1,1 +1,1 @@
-"""Quantising whole models: how matrices are rounded, for what inputs, and how far the result is from its source."""
+"""Quantising: models rounded to blocks of 4 to 8 bits, with a report of what that cost."""
