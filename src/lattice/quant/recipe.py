@@ -1,0 +1,67 @@
+"""What becomes of each parameter: recipes as data, the rules of `weights/blocks.py` by name.
+
+q8        8 bits everywhere
+q4        4 bits, more where errors are dear: embedding, head, values, what goes back into the residual stream
+quarot4   q4 of a model whose residual stream is turned first (`rotate.py`)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lattice.errors import expected
+from lattice.weights.blocks import KEEP, KEPT, Rules, asked, fitting, matches
+
+WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16", KEEP)
+_SMALL: Rules = (("*.in_proj_a", "q8_0"), ("*.in_proj_b", "q8_0"))  # a row a head: decay and step of the delta rule
+_TABLES: Rules = tuple((name, "q6_k") for name in ("lm_head", "*embed_tokens", "*word_embeddings"))
+_VALUES: Rules = tuple((name, "q5_k") for name in ("*.v_proj", "*.attention.self.value", "*.down_proj"))
+_FOUR: Rules = (*KEPT, *_SMALL, *_TABLES, *_VALUES, ("*", "q4_k"))
+RECIPES: dict[str, Rules] = {"q8": (*KEPT, ("*", "q8_0")), "q4": _FOUR, "quarot4": _FOUR}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The dtype of every parameter that is rounded or converted, and what was asked for but does not fit."""
+
+    dtypes: Mapping[str, str]
+    notes: tuple[str, ...]
+
+
+def plan(shapes: Mapping[str, tuple[int, ...]], to: str, overrides: Mapping[str, str] | None = None) -> Plan:
+    """Return what a recipe makes of parameters of these shapes; `overrides` are rules that come before its own.
+
+    Raises LatticeError for a recipe, dtype or pattern that is not known or fits nothing.
+
+    >>> plan({"lm_head.weight": (8, 96), "norm.weight": (96,)}, "q8", {"lm_head": "q4_k"})
+    Plan(dtypes={'lm_head.weight': 'q4_1'}, notes=('1 matrix is q4_1 instead of q4_k: lm_head.weight',))
+    """
+    if to not in RECIPES:
+        raise expected("quantize", f"a recipe among {', '.join(RECIPES)}", repr(to))
+    first = tuple((overrides or {}).items())
+    for pattern, dtype in first:
+        if dtype not in WRITTEN:
+            raise expected("quantize", f"a dtype among {', '.join(WRITTEN)} for {pattern}", repr(dtype))
+        if not any(matches(name, pattern) for name, shape in shapes.items() if len(shape) > 1):
+            raise expected("quantize", f"a pattern that fits a matrix, such as {_one(shapes)}", repr(pattern))
+    dtypes, changed = {}, {}
+    for name, shape in shapes.items():
+        wanted = asked(name, shape, (*first, *RECIPES[to]))
+        found = fitting(wanted, shape)
+        if found != KEEP:
+            dtypes[name] = found
+        if found != wanted:
+            changed[name] = f"{found} instead of {wanted}" if found != KEEP else f"kept, not {wanted}"
+    notes = []
+    for what, number in Counter(changed.values()).items():
+        names = [name for name, change in changed.items() if change == what]
+        more = ", ..." if number > 1 else ""
+        notes.append(f"{number} {'matrices are' if number > 1 else 'matrix is'} {what}: {names[0]}{more}")
+    return Plan(dtypes, tuple(notes))
+
+
+def _one(shapes: Mapping[str, Any]) -> str:
+    return next((name for name, shape in shapes.items() if len(shape) > 1), "none here")
