@@ -6,10 +6,11 @@ walk.py      calibration: every matrix with what it is multiplied with
 rotate.py    the residual stream turned, so that no channel stands out
 convert.py   from a source to a checkpoint; journal.py survives being killed, files.py writes what lies beside weights
 report.py    sizes and bits; gate.py how far the result is from its source
-export.py    GGUF files for other programs
+export.py    GGUF files for other programs; vocabulary.py their tokenizers
 """
 
 from lattice.quant.convert import quantize
+from lattice.quant.export import export_gguf
 from lattice.quant.report import Report
 
-__all__ = ["Report", "quantize"]
+__all__ = ["Report", "export_gguf", "quantize"]

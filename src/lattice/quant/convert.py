@@ -31,8 +31,9 @@ from lattice.models import family
 from lattice.quant.files import write_files
 from lattice.quant.gate import bundled, measure, measure_encoder
 from lattice.quant.journal import Partial
-from lattice.quant.recipe import plan
+from lattice.quant.recipe import TURNED, plan
 from lattice.quant.report import Report
+from lattice.quant.rotate import rotate
 from lattice.quant.rounding import compensated, nearest
 from lattice.quant.walk import Product, walk
 from lattice.weights.load import OpenModel, open_model
@@ -79,7 +80,7 @@ def quantize(
     out.parent.mkdir(parents=True, exist_ok=True)
     with Partial(out, header, begins, size, job.settings) as partial:
         _write(job, partial, progress, size)
-        write_files(opened, partial.model, job.changes)
+        write_files(opened, job.made.config, partial.model)
         report = job.report(out, size)
         if gate:
             report = _gated(report, opened, partial.model, chunks)
@@ -148,19 +149,21 @@ class _Job:
 
     def __init__(self, opened: OpenModel, to: str, tensors: Mapping[str, str] | None, calibration: _Calibration | None):
         self.opened, self.to, self.calibration = opened, to, calibration
-        self.model, self.weights, self.changes = opened.model, opened.weights, dict[str, Any]()
-        self.turned: frozenset[str] = frozenset()  # parameters that are not the source's
-        self.plan = plan(self.weights.shapes, to, tensors)
-        self.written = {name: self._written(name) for name in self.weights.shapes}
+        self.made = rotate(opened) if to in TURNED else opened
+        self.weights: Any = self.made.weights  # of a turned model computed when they are read
+        self.turned = frozenset[str](getattr(self.weights, "turns", ()))  # parameters that are not the source's
+        shapes = {name: parameter.shape for name, parameter in self.made.model.parameters().items()}
+        self.plan = plan(shapes, to, tensors)
+        self.written = {name: self._written(name, shape) for name, shape in shapes.items()}
 
-    def _written(self, name: str) -> _Written:
+    def _written(self, name: str, shape: tuple[int, ...]) -> _Written:
         if name in self.plan.dtypes:
-            return _Written(BY_NAME[self.plan.dtypes[name]], self.weights.shapes[name])
+            return _Written(BY_NAME[self.plan.dtypes[name]], shape)
         stored = self._stored(name)
         if stored is not None:
             return _Written(stored.dtype, stored.shape)
         dtype = "f32" if name in self.turned or self._shift(name) else self.opened.weights.header(name).dtype
-        return _Written(BY_NAME[dtype], self.weights.shapes[name])
+        return _Written(BY_NAME[dtype], shape)
 
     def _stored(self, name: str) -> Array | None:
         """Return the tensor of a safetensors file that is copied as it is, None where there is no such."""
@@ -229,7 +232,7 @@ def _write(job: _Job, partial: Partial, progress: Progress | None, size: int) ->
         return partial.read(name)
 
     if job.calibration is not None:
-        walk(job.model, job.weights, job.calibration.sequences, visit)
+        walk(job.made.model, job.weights, job.calibration.sequences, visit)
     for name in job.written:
         if name not in partial.done:
             tell(name)
@@ -238,10 +241,10 @@ def _write(job: _Job, partial: Partial, progress: Progress | None, size: int) ->
 
 def _compensated(product: Product, dtype: DType) -> Iterator[Array]:
     """Yield a matrix rounded for its inputs: whole, or expert by expert; to the nearest where there are none."""
-    values = product.values
+    values: Any = product.values
     each = [values] if product.kind != "mixture" else [values.rows(slice(e, e + 1)) for e in range(values.shape[0])]
     for index, matrix in enumerate(each):
-        moments, rows = (None, 0) if product.kind == "embedding" else product.moments(index)
+        moments, rows = product.moments(index)
         if not rows or dtype.block == 1:
             yield nearest(matrix, dtype)
         else:

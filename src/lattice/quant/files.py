@@ -16,10 +16,12 @@ from lattice.generate.prompt import GGUF_ENDS
 from lattice.tokenizers import load_tokenizer, tokenizer_from_gguf
 from lattice.weights.load import OpenModel
 
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".md")
-NAMES = ("LICENSE", "LICENCE", "NOTICE")
-LARGEST = 128 << 20
-NOT = ("config.json", "quantization.json")  # written anew
+COPIED = (
+    "tokenizer*.json", "tokenizer.model", "*.model", "*.tiktoken", "special_tokens_map.json", "added_tokens.json",
+    "vocab.*", "merges.txt", "chat_template*", "generation_config.json", "modules.json", "sentence_*config.json",
+    "config_sentence_transformers.json", "*/config.json", "README.md", "LICEN[CS]E*", "NOTICE*",
+)  # fmt: skip
+LARGEST = 128 << 20  # bytes; a vocabulary may have tens of millions
 # Names that other software goes by; families not listed here call themselves as we do.
 ARCHITECTURES = {
     "bert": ("bert", "BertModel"), "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
@@ -28,26 +30,28 @@ ARCHITECTURES = {
 }  # fmt: skip
 
 
-def write_files(opened: OpenModel, directory: Path, changes: dict[str, Any]) -> None:
-    """Write everything but weights for a model that will lie in `directory`; `changes` are keys of its config.json."""
-    config = dict(opened.checkpoint.config)
+def write_files(opened: OpenModel, config: Any, directory: Path) -> None:
+    """Write everything but weights, for a model of `opened` whose config is now `config`."""
+    written: dict[str, Any] = dict(opened.checkpoint.config)
     if opened.checkpoint.kind == "gguf":
-        config = _config_of_gguf(opened)
+        written = _config_of_gguf(opened)
         _tokenizer_of_gguf(opened, directory)
     else:
         _copy(opened.checkpoint.directory, directory)
-    _write(directory / "config.json", config | changes)
+    before, after = asdict(opened.config), asdict(config)
+    changes = {key: value for key, value in after.items() if not np.array_equal(value, before[key])}
+    if isinstance(text := written.get("text_config"), dict):
+        written["text_config"] = text | changes  # a multimodal model's
+    _write(directory / "config.json", written | changes)
 
 
 def _copy(source: Path, to: Path) -> None:
     """Copy the small files of a model directory and of its folders (a pooling module's)."""
-    for path in sorted([*source.glob("*"), *source.glob("*/*")]):
-        relative = path.relative_to(source)
-        plain = path.suffix in SUFFIXES or path.name.startswith(NAMES)
-        skipped = str(relative) in NOT or path.name.endswith(".index.json") or relative.parts[0].startswith(".")
-        if plain and not skipped and path.is_file() and path.stat().st_size <= LARGEST:
-            (to / relative).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, to / relative)
+    for path in sorted({path for pattern in COPIED for path in source.glob(pattern)}):
+        if path.is_file() and path.stat().st_size <= LARGEST:
+            copy = to / path.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
 
 
 def _config_of_gguf(opened: OpenModel) -> dict[str, Any]:

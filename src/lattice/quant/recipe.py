@@ -20,7 +20,13 @@ _SMALL: Rules = (("*.in_proj_a", "q8_0"), ("*.in_proj_b", "q8_0"))  # a row a he
 _TABLES: Rules = tuple((name, "q6_k") for name in ("lm_head", "*embed_tokens", "*word_embeddings"))
 _VALUES: Rules = tuple((name, "q5_k") for name in ("*.v_proj", "*.attention.self.value", "*.down_proj"))
 _FOUR: Rules = (*KEPT, *_SMALL, *_TABLES, *_VALUES, ("*", "q4_k"))
+TURNED = ("quarot4",)
 RECIPES: dict[str, Rules] = {"q8": (*KEPT, ("*", "q8_0")), "q4": _FOUR, "quarot4": _FOUR}
+# Of GGUF files: embedding and head as llama.cpp has them.
+GGUF: dict[str, Rules] = {
+    "q8_0": RECIPES["q8"], "q4_0": (*KEPT, *_TABLES, ("*", "q4_0")), "q4_1": (*KEPT, *_TABLES, ("*", "q4_1")),
+    "q4_k": _FOUR, KEEP: (),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,12 @@ class Plan:
     notes: tuple[str, ...]
 
 
-def plan(shapes: Mapping[str, tuple[int, ...]], to: str, overrides: Mapping[str, str] | None = None) -> Plan:
+def plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    to: str,
+    overrides: Mapping[str, str] | None = None,
+    recipes: Mapping[str, Rules] = RECIPES,
+) -> Plan:
     """Return what a recipe makes of parameters of these shapes; `overrides` are rules that come before its own.
 
     Raises LatticeError for a recipe, dtype or pattern that is not known or fits nothing.
@@ -39,8 +50,8 @@ def plan(shapes: Mapping[str, tuple[int, ...]], to: str, overrides: Mapping[str,
     >>> plan({"lm_head.weight": (8, 96), "norm.weight": (96,)}, "q8", {"lm_head": "q4_k"})
     Plan(dtypes={'lm_head.weight': 'q4_1'}, notes=('1 matrix is q4_1 instead of q4_k: lm_head.weight',))
     """
-    if to not in RECIPES:
-        raise expected("quantize", f"a recipe among {', '.join(RECIPES)}", repr(to))
+    if to not in recipes:
+        raise expected("quantize", f"one of {', '.join(recipes)}", repr(to))
     first = tuple((overrides or {}).items())
     for pattern, dtype in first:
         if dtype not in WRITTEN:
@@ -49,7 +60,7 @@ def plan(shapes: Mapping[str, tuple[int, ...]], to: str, overrides: Mapping[str,
             raise expected("quantize", f"a pattern that fits a matrix, such as {_one(shapes)}", repr(pattern))
     dtypes, changed = {}, {}
     for name, shape in shapes.items():
-        wanted = asked(name, shape, (*first, *RECIPES[to]))
+        wanted = asked(name, shape, (*first, *recipes[to]))
         found = fitting(wanted, shape)
         if found != KEEP:
             dtypes[name] = found
