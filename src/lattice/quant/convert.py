@@ -30,7 +30,7 @@ from lattice.generate.prompt import Texts
 from lattice.models import family
 from lattice.quant.files import write_files
 from lattice.quant.gate import bundled, measure, measure_encoder
-from lattice.quant.journal import Partial
+from lattice.quant.journal import Partial, cleared
 from lattice.quant.recipe import TURNED, plan
 from lattice.quant.report import Report
 from lattice.quant.rotate import rotate
@@ -70,6 +70,8 @@ def quantize(
     `requantize`), a setting is not known, or an interrupted call had other settings.
     """
     out = Path(out_dir).expanduser().absolute()
+    if cleared(out) and (report := Report.of(out)).recipe == to:
+        return report  # killed behind the rename
     check_free(out)
     opened = open_model(resolve(source), family)
     if not requantize:

@@ -30,11 +30,25 @@ NAME, SETTINGS = "model.safetensors", "settings"
 BLOCK = 1 << 22  # bytes hashed at a time
 
 
+def stage_of(place: Path) -> Path:
+    """Return the directory in which `place` is made."""
+    return place.with_name(f"{place.name}.part")
+
+
+def cleared(place: Path) -> bool:
+    """Delete what a job left that was killed behind its rename; return whether there was such a thing."""
+    stage = stage_of(place)
+    ended = stage.is_dir() and not (stage / "model").exists() and (place / NAME).is_file()
+    if ended:
+        shutil.rmtree(stage, ignore_errors=True)
+    return ended
+
+
 class Partial:
     """The directory that will be `place`, while it is made. `done` are the tensors that are in it."""
 
     def __init__(self, place: Path, header: bytes, begins: Mapping[str, int], size: int, settings: Mapping[str, Any]):
-        self.place, self.stage = place, place.with_name(f"{place.name}.part")
+        self.place, self.stage = place, stage_of(place)
         self.model, self.journal = self.stage / "model", self.stage / "journal.jsonl"
         self._begins, self._stack = begins, ExitStack()
         self.done: set[str] = set()

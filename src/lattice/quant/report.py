@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lattice.errors import FormatError, expected
+from lattice.quant.gate import report as gate_report
+from lattice.strict_json import read_object
+
 FILE, FORMAT = "quantization.json", 1
+LARGEST = 1 << 20  # bytes of that file
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,20 @@ class Report:
             "calibration": self.calibration, "notes": list(self.notes),
             "gate": None if self.gate is None else self.gate.as_json(),
         }  # fmt: skip
+
+    @classmethod
+    def of(cls, directory: Path) -> Report:
+        """Return the report in a checkpoint; FormatError where there is none."""
+        data = read_object(directory / FILE, LARGEST)
+        try:
+            kinds = {dtype: [row["tensors"], row["parameters"], row["bytes"]] for dtype, row in data["tensors"].items()}
+            return cls(
+                directory, data["source"], data["recipe"], data["source_bytes"], data["bytes"], kinds,
+                tuple(data["notes"]), data["calibration"], data["gate"] and gate_report(data["gate"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            got = f"{type(error).__name__}: {error}"
+            raise expected(FILE, "a report as quantize writes it", got, kind=FormatError) from None
 
     def save(self, directory: Path) -> None:
         """Write quantization.json."""
