@@ -25,9 +25,11 @@ from typing import Any
 
 import numpy as np
 
+from benches.embed import cases
 from benches.report import emit, heading, say
 from lattice.backends.select import select
 from lattice.dtypes import BY_NAME, F16, F32, Array, dense, encode
+from lattice.embed.encoder import Encoder
 from lattice.generate.model import LanguageModel
 from lattice.models import family
 from lattice.quant.rotate import rotate
@@ -202,7 +204,9 @@ def _metadata(opened: OpenModel) -> dict[str, Any]:
 def rival(source: Path, kind: str) -> OpenModel:
     """Return the model that llama.cpp makes of an f16 GGUF."""
     import llama_cpp
+    from llama_cpp._logger import set_verbose
 
+    set_verbose(False)
     made = source.with_suffix(f".{kind}.gguf")
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = RIVALS[kind], 1
@@ -278,7 +282,22 @@ def report(
 
 
 def encoders(options: argparse.Namespace) -> None:
-    raise SystemExit("later")
+    opened = open_model(resolve(options.source), family)
+    base = Encoder(opened, select("auto"), dtype="f32")
+    texts = cases(options.text)["paragraphs"]
+    lines = Path(options.text).read_text(encoding="utf-8").split("\n")
+    others = [line for line in lines if len(line) > 100 and line.strip() not in set(texts)]
+    others = others[:: max(1, len(others) // options.sequences)][: options.sequences]
+    tokens = [ids[:256] for ids in base.tokenizer.encode_batch(others)]
+    source = base.encode(texts, show_progress=False).astype(np.float64)
+    for name in options.recipes or RECIPES:
+        for method in options.methods:
+            arrays = rounded(opened, RECIPES[name], method, tokens)
+            model = Encoder(with_weights(opened, arrays), select("auto"), dtype="f32")
+            cosines = (model.encode(texts, show_progress=False) * source).sum(1)
+            least, mean = float(cosines.min()), float(cosines.mean())
+            emit(kind="quality", name=f"{name} {method}", bits=bits(arrays), cosine=mean, least=least)
+            say(f"{name + ' ' + method:32} {bits(arrays):6.3f} bits  cosine {mean:.6f}, least {least:.6f}")
 
 
 def main() -> None:
