@@ -43,15 +43,15 @@ WINDOW = 512
 Rules = tuple[tuple[str, str], ...]  # patterns of parameter names and dtypes; the first that fits holds
 
 # What is dear in a hybrid or a plain decoder.
-HEADS: Rules = (("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"))
+HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"))  # table: looked up only
 RECIPES: dict[str, Rules] = {
     "q8": (("*", "q8_0"),),
     "q4_0": (("*", "q4_0"),),
     "q4_1": (("*", "q4_1"),),
     "q4_k": (("*", "q4_k"),),
+    "q4": (*HEADS, ("*v_proj*", "q6_k"), ("*down_proj*", "q5_k"), ("*", "q4_k")),
     "mixed q4_0": (*HEADS, ("*v_proj*", "q5_0"), ("*down_proj*", "q5_0"), ("*", "q4_0")),
     "mixed q4_1": (*HEADS, ("*v_proj*", "q5_1"), ("*down_proj*", "q5_1"), ("*", "q4_1")),
-    "mixed q4_k": (*HEADS, ("*v_proj*", "q6_k"), ("*down_proj*", "q5_k"), ("*", "q4_k")),
 }
 PLAIN = {"q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}  # where rows are no multiple of 256
 RIVALS = {"Q4_0": 2, "Q4_K_M": 15}
@@ -100,8 +100,10 @@ def wanted(name: str, shape: tuple[int, ...], rules: Rules) -> str:
 def rounded(opened: OpenModel, rules: Rules, method: str, tokens: list[list[int]]) -> dict[str, Array]:
     """Return all parameters by rules; method "plain" (the formats' own), "nearest", "weighted" or "compensated"."""
     shapes = {name: parameter.shape for name, parameter in opened.model.parameters().items()}
-    kinds = {name: BY_NAME[wanted(name, shape, rules)] for name, shape in shapes.items()}
-    made = {}
+    untied = "lm_head.weight" in shapes
+    roles = {name: f"table:{name}" if untied and "embed_tokens" in name else name for name in shapes}
+    kinds = {name: BY_NAME[wanted(roles[name], shape, rules)] for name, shape in shapes.items()}
+    made: dict[str, Array] = {}
 
     def visit(product: Product) -> Array:
         kind, values = kinds[product.name], dense(product.values)
@@ -126,27 +128,25 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
 
 
-def divergences(source: LanguageModel, models: Mapping[str, LanguageModel], windows: list[list[int]]) -> dict[str, Any]:
-    """Return perplexity, mean and 99.9 % KLD and agreement of each model, over the second halves of windows."""
-    klds: dict[str, list] = {name: [] for name in models}
-    losses, agreed = {name: [] for name in models}, {name: [] for name in models}
-    for window in windows:
-        half = len(window) // 2
-        p = log_softmax(source.logits(window)[half:-1])
-        for name, model in models.items():
-            q = log_softmax(model.logits(window)[half:-1])
-            klds[name].append((np.exp(p) * (p - q)).sum(1))
-            agreed[name].append(p.argmax(1) == q.argmax(1))
-            losses[name].append(-np.take_along_axis(q, np.asarray(window[half + 1 :])[:, None], 1)[:, 0])
-    found = {}
-    for name in models:
-        kld = np.concatenate(klds[name])
-        found[name] = {
-            "perplexity": float(np.exp(np.concatenate(losses[name]).mean())), "kld": float(kld.mean()),
-            "error": float(kld.std() / np.sqrt(len(kld))), "tail": float(np.quantile(kld, 0.999)),
-            "agreement": float(np.concatenate(agreed[name]).mean()), "tokens": len(kld),
-        }  # fmt: skip
-    return found
+def divergence(source: list[np.ndarray], model: LanguageModel, windows: list[list[int]]) -> dict[str, Any]:
+    """Return perplexity, mean and 99.9 % KLD and agreement with the source's log-probabilities (`predictions`)."""
+    klds, losses, agreed = [], [], []
+    for p, window in zip(source, windows, strict=True):
+        q = predictions(model, window)
+        klds.append((np.exp(p, dtype=np.float64) * (p - q)).sum(1))
+        agreed.append(p.argmax(1) == q.argmax(1))
+        losses.append(-np.take_along_axis(q, np.asarray(window[len(window) // 2 + 1 :])[:, None], 1)[:, 0])
+    kld, loss = np.concatenate(klds), np.concatenate(losses)
+    return {
+        "perplexity": float(np.exp(loss.mean())), "kld": float(kld.mean()),
+        "error": float(kld.std() / np.sqrt(len(kld))), "tail": float(np.quantile(kld, 0.999)),
+        "agreement": float(np.concatenate(agreed).mean()), "tokens": len(kld),
+    }  # fmt: skip
+
+
+def predictions(model: LanguageModel, window: list[int]) -> np.ndarray:
+    """Return log-probabilities of a window's second half, float64."""
+    return log_softmax(model.logits(window)[len(window) // 2 : -1])
 
 
 def bits(arrays: Mapping[str, Array]) -> float:
@@ -248,7 +248,7 @@ def generators(options: argparse.Namespace) -> None:
     tokens = [calibration[i : i + length] for i in range(0, len(calibration) - length, step)][: options.sequences]
     if options.kind == "smol":
         opened = off_grid(opened)
-    base = runner(opened)
+    base = [predictions(source, window) for source in (runner(opened),) for window in windows]
     with tempfile.TemporaryDirectory() as directory:
         if options.rivals:
             export(opened, Path(directory) / "source.gguf")
@@ -269,10 +269,10 @@ def generators(options: argparse.Namespace) -> None:
 
 
 def report(
-    name: str, arrays: Mapping[str, Array], base: LanguageModel, model: OpenModel, windows: list, note: str = ""
+    name: str, arrays: Mapping[str, Array], base: list[np.ndarray], model: OpenModel, windows: list, note: str = ""
 ) -> None:
     """Measure one model and print it."""
-    found = divergences(base, {name: runner(model)}, windows)[name]
+    found = divergence(base, runner(model), windows)
     size = bits(arrays)
     emit(kind="quality", name=name, bits=size, **found)
     say(
