@@ -7,13 +7,14 @@
 The 4-bit file is dequantised and its residual stream turned by one random orthogonal matrix, norms folded: the same
 function, whose weights lie on no grid. llama.cpp's files come from llama_model_quantize of an f16 GGUF of the same
 weights, and are read and run by Lattice, so that both sides have the same arithmetic. Calibration reads the last third
-of the text, the measurement the first two. Bits are the tensors' bytes * 8 / parameters as written. Not a test.
+of the text or another one, the measurement the first two. Bits: the tensors' bytes * 8 / parameters as written. No test.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import logging
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -42,16 +43,19 @@ from lattice.weights.sources import resolve
 WINDOW = 512
 Rules = tuple[tuple[str, str], ...]  # patterns of parameter names and dtypes; the first that fits holds
 
-# What is dear in a hybrid or a plain decoder.
-HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"))  # table: looked up only
+# What is dear: the head, values, and what the feed-forward layers give back to the residual stream. A table that is
+# only looked up ("table:") is less so. Post-norm encoders pool what values and feed-forward layers make over all tokens.
+HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"), ("*word_embeddings*", "q5_k"))
+VALUES, DOWN = ("*v_proj*", "*.self.value*"), ("*down_proj*", "*[0-9].output.dense*")
 RECIPES: dict[str, Rules] = {
-    "q8": (("*", "q8_0"),),
+    "q8": (("*.self.value*", "f16"), ("*.intermediate.dense*", "f16"), ("*", "q8_0")),
+    "q4": (*HEADS, *((name, "q6_k") for name in VALUES), *((name, "q5_k") for name in DOWN), ("*", "q4_k")),
+    "q8_0": (("*", "q8_0"),),
     "q4_0": (("*", "q4_0"),),
     "q4_1": (("*", "q4_1"),),
     "q4_k": (("*", "q4_k"),),
-    "q4": (*HEADS, ("*v_proj*", "q6_k"), ("*down_proj*", "q5_k"), ("*", "q4_k")),
-    "mixed q4_0": (*HEADS, ("*v_proj*", "q5_0"), ("*down_proj*", "q5_0"), ("*", "q4_0")),
-    "mixed q4_1": (*HEADS, ("*v_proj*", "q5_1"), ("*down_proj*", "q5_1"), ("*", "q4_1")),
+    "mixed q4_0": (*HEADS, *((name, "q5_0") for name in (*VALUES, *DOWN)), ("*", "q4_0")),
+    "mixed q4_1": (*HEADS, *((name, "q5_1") for name in (*VALUES, *DOWN)), ("*", "q4_1")),
 }
 PLAIN = {"q4_k": "q4_1", "q5_k": "q5_1", "q6_k": "q8_0"}  # where rows are no multiple of 256
 RIVALS = {"Q4_0": 2, "Q4_K_M": 15}
@@ -204,9 +208,8 @@ def _metadata(opened: OpenModel) -> dict[str, Any]:
 def rival(source: Path, kind: str) -> OpenModel:
     """Return the model that llama.cpp makes of an f16 GGUF."""
     import llama_cpp
-    from llama_cpp._logger import set_verbose
 
-    set_verbose(False)
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL + 1)
     made = source.with_suffix(f".{kind}.gguf")
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.nthread = RIVALS[kind], 1
@@ -235,14 +238,18 @@ def trunk(opened: OpenModel) -> OpenModel:
     return opened
 
 
+def read(path: str) -> str:
+    """Return a text file."""
+    return Path(path).read_text(encoding="utf-8")
+
+
 def generators(options: argparse.Namespace) -> None:
     opened = trunk(open_model(resolve(options.source), family))
-    source_tokens = LanguageModel(opened, select("auto"), draft=None).tokenizer.encode(
-        Path(options.text).read_text(encoding="utf-8"), parse_special=options.kind == "tiny"
-    )
+    tokenizer = LanguageModel(opened, select("auto"), draft=None).tokenizer
+    source_tokens = tokenizer.encode(read(options.text), parse_special=options.kind == "tiny")
     cut = len(source_tokens) * 2 // 3
     windows = [source_tokens[i * WINDOW : (i + 1) * WINDOW] for i in range(min(options.windows, cut // WINDOW))]
-    calibration = source_tokens[cut:]
+    calibration = source_tokens[cut:] if options.calibration is None else tokenizer.encode(read(options.calibration))
     length = 256
     step = max(length, (len(calibration) - length) // options.sequences)
     tokens = [calibration[i : i + length] for i in range(0, len(calibration) - length, step)][: options.sequences]
@@ -285,7 +292,7 @@ def encoders(options: argparse.Namespace) -> None:
     opened = open_model(resolve(options.source), family)
     base = Encoder(opened, select("auto"), dtype="f32")
     texts = cases(options.text)["paragraphs"]
-    lines = Path(options.text).read_text(encoding="utf-8").split("\n")
+    lines = read(options.text).split("\n")
     others = [line for line in lines if len(line) > 100 and line.strip() not in set(texts)]
     others = others[:: max(1, len(others) // options.sequences)][: options.sequences]
     tokens = [ids[:256] for ids in base.tokenizer.encode_batch(others)]
@@ -307,6 +314,7 @@ def main() -> None:
     parser.add_argument("--text", required=True)
     parser.add_argument("--windows", type=int, default=40)
     parser.add_argument("--sequences", type=int, default=32, help="of 256 tokens, for calibration")
+    parser.add_argument("--calibration", help="a text to calibrate with instead")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES)
     parser.add_argument("--methods", nargs="+", default=["plain", "nearest", "weighted", "compensated"])
     parser.add_argument("--rivals", action=argparse.BooleanOptionalAction, default=True)
