@@ -10,6 +10,7 @@ NAMES = {
     "decode": "prefill and decode tokens a second beside llama.cpp",
     "ppl": "perplexity beside llama.cpp's own figure",
     "prefix": "first token of a prompt whose beginning is known, beside a cold one",
+    "quality": "what quantising costs, beside llama.cpp's files of the same source",
     "random-model": "write a GGUF of Qwen3.5's geometry with random weights, for the others to run",
     "start": "import, first token from process start, Python's share of a step",
 }

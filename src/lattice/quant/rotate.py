@@ -16,7 +16,7 @@ own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from lattice.weights.load import OpenModel
 
 SEED = 20260723
 ROWS = 4096  # turned together
+Basis = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ class Turned(Mapping[str, Array]):
     `turns` says what becomes of each; parameters that do not stand there are the original's own.
     """
 
-    def __init__(self, weights: Mapping[str, Array], names: list[str], turns: Mapping[str, Turn], seed: int = SEED):
-        self.weights, self.names, self.turns, self.seed = weights, names, turns, seed
+    def __init__(self, weights: Mapping[str, Array], names: list[str], turns: Mapping[str, Turn], turn: Basis):
+        self.weights, self.names, self.turns, self.turn = weights, names, turns, turn
 
     def __getitem__(self, name: str) -> Array:
         if name not in self.turns:
@@ -102,14 +103,14 @@ class Turned(Mapping[str, Array]):
             flat = made.reshape(-1, made.shape[-1])
             factor = 1.0 if how.norm is None else dense(self.weights[how.norm]).astype(np.float64)
             for start in range(0, len(flat), ROWS):
-                flat[start : start + ROWS] = turn(flat[start : start + ROWS] * factor, self.seed)
+                flat[start : start + ROWS] = self.turn(flat[start : start + ROWS] * factor)
         if how.rows and made.ndim == 1:
-            made[...] = turn(made.astype(np.float64), self.seed)
+            made[...] = self.turn(made.astype(np.float64))
         elif how.rows:
             for matrix in made.reshape(-1, *made.shape[-2:]):
                 for start in range(0, matrix.shape[1], ROWS):
                     part = matrix[:, start : start + ROWS]
-                    part[...] = turn(part.T.astype(np.float64), self.seed).T
+                    part[...] = self.turn(part.T.astype(np.float64)).T
         return made
 
     def __iter__(self) -> Iterator[str]:
@@ -122,9 +123,10 @@ class Turned(Mapping[str, Array]):
         return name in self.names
 
 
-def rotate(opened: OpenModel, seed: int = SEED) -> OpenModel:
+def rotate(opened: OpenModel, basis: Basis = turn) -> OpenModel:
     """Return a model with an untied head whose residual stream is turned, and that computes the same function.
 
+    `basis` multiplies rows (n, width) float64 with an orthogonal matrix.
     Its `weights` (a `Turned`) are computed as they are read; its config says tie_word_embeddings false and no draft
     head. Raises LatticeError where the program does not show that this is possible.
     """
@@ -137,7 +139,7 @@ def rotate(opened: OpenModel, seed: int = SEED) -> OpenModel:
     turns = _Tags(trace(lambda program: _forward(model, program)), config.hidden_size).turns()
     for name in set(turns).difference(opened.weights):  # the head that was tied
         turns[name] = replace(turns[name], source=opened.model.lm_head.weight.name)
-    weights: Any = Turned(opened.weights, names, turns, seed)
+    weights: Any = Turned(opened.weights, names, turns, basis)
     return replace(opened, config=config, model=model, weights=weights)
 
 
