@@ -1,6 +1,7 @@
 """A tokenizer as GGUF metadata: tokens, their types, merges or scores, the pre-tokeniser's name, special ids, template.
 
-The inverse of `tokenizers/gguf.py`, for byte-level BPE and for SentencePiece BPE. A GGUF source's own is copied.
+The inverse of `tokenizers/gguf.py`, for byte-level BPE and for SentencePiece BPE. A GGUF source's own is copied; of a
+model without any the file says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from lattice.errors import FormatError, expected
 from lattice.generate.prompt import Texts
+from lattice.tokenizers.normalize import SPACE
 from lattice.tokenizers.pretokenizers import BY_NAME
 from lattice.tokenizers.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED
 from lattice.weights.load import OpenModel
@@ -26,6 +28,8 @@ def vocabulary(opened: OpenModel) -> dict[str, Any]:
     checkpoint = opened.checkpoint
     if checkpoint.kind == "gguf":
         return {key: value for key, value in checkpoint.metadata.items() if key.startswith("tokenizer.")}
+    if not any(path.suffix in (".json", ".model") for path in checkpoint.directory.glob("*token*")):
+        return {"tokenizer.ggml.model": "none"}  # token ids only, as here
     texts = Texts(checkpoint)
     tokenizer = texts.need_tokenizer()
     document = json.loads(tokenizer.library.to_str())
@@ -36,8 +40,11 @@ def vocabulary(opened: OpenModel) -> dict[str, Any]:
     said: dict[str, Any] = {"tokens": tokens, "token_type": np.array(types, np.int32)}
     pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
     if model["byte_fallback"]:
-        said |= {"model": "llama", "pre": "default", "scores": _scores(tokens, pairs)}
-        said |= {"add_space_prefix": "Prepend" in json.dumps(document["normalizer"])}
+        steps = json.dumps([document["normalizer"], document["pre_tokenizer"]], ensure_ascii=False)
+        if SPACE not in steps:
+            raise expected("export", f"spaces written as {SPACE}, or bytes", steps[:120], hint=HINT, kind=FormatError)
+        prefix = '"Prepend"' in steps or '"prepend_scheme": "always"' in steps or '"prepend_scheme": "first"' in steps
+        said |= {"model": "llama", "pre": "default", "scores": _scores(tokens, pairs), "add_space_prefix": prefix}
     else:
         said |= {"model": "gpt2", "pre": _pre_tokenizer(document), "merges": [" ".join(pair) for pair in pairs]}
     for role, name in ROLES.items():
@@ -60,8 +67,9 @@ def _tokens(model: Mapping[str, Any], added: Mapping[int, Any], count: int) -> t
     tokens, types = [], []
     for number in range(count):
         text = texts.get(number)
-        tokens.append(f"[PAD{number}]" if text is None else text)
-        if text is None:
+        padding = f"[PAD{number}]"
+        tokens.append(padding if text is None else text)
+        if text is None or text == padding:
             types.append(UNUSED)
         elif text == model.get("unk_token"):
             types.append(UNKNOWN)
