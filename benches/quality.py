@@ -7,7 +7,7 @@
 The 4-bit file is dequantised and its residual stream turned by one random orthogonal matrix, norms folded: the same
 function, whose weights lie on no grid. llama.cpp's files come from llama_model_quantize of an f16 GGUF of the same
 weights, and are read and run by Lattice, so that both sides have the same arithmetic. Calibration reads the last third
-of the text or another one, the measurement the first two. Bits: the tensors' bytes * 8 / parameters as written. No test.
+of the text or another one, the measurement the first two. Bits are bytes of tensors * 8 / parameters as written. No test.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ WINDOW = 512
 Rules = tuple[tuple[str, str], ...]  # patterns of parameter names and dtypes; the first that fits holds
 
 # What is dear: the head, values, and what the feed-forward layers give back to the residual stream. A table that is
-# only looked up ("table:") is less so. Post-norm encoders pool what values and feed-forward layers make over all tokens.
+# only looked up ("table:") is less so. Encoders pool what values and feed-forward layers make over all tokens.
 HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"), ("*word_embeddings*", "q5_k"))
 VALUES, DOWN = ("*v_proj*", "*.self.value*"), ("*down_proj*", "*[0-9].output.dense*")
 RECIPES: dict[str, Rules] = {
