@@ -7,7 +7,8 @@
 The 4-bit file is dequantised and its residual stream turned by one random orthogonal matrix, norms folded: the same
 function, whose weights lie on no grid. llama.cpp's files come from llama_model_quantize of an f16 GGUF of the same
 weights, and are read and run by Lattice, so that both sides have the same arithmetic. Calibration reads the last third
-of the text or another one, the measurement the first two. Bits: the tensors' bytes * 8 / parameters as written. No test.
+of the text or another one, the measurement the first two. Bits are the tensors' bytes * 8 / parameters.
+Not a test.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ WINDOW = 512
 Rules = tuple[tuple[str, str], ...]  # patterns of parameter names and dtypes; the first that fits holds
 
 # What is dear: the head, values, and what the feed-forward layers give back to the residual stream. A table that is
-# only looked up ("table:") is less so. Post-norm encoders pool what values and feed-forward layers make over all tokens.
+# only looked up ("table:") is less so. Encoders pool what values and feed-forward layers make over all tokens.
 HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"), ("*word_embeddings*", "q5_k"))
 VALUES, DOWN = ("*v_proj*", "*.self.value*"), ("*down_proj*", "*[0-9].output.dense*")
 RECIPES: dict[str, Rules] = {
@@ -291,9 +292,10 @@ def report(
 def encoders(options: argparse.Namespace) -> None:
     opened = open_model(resolve(options.source), family)
     base = Encoder(opened, select("auto"), dtype="f32")
-    texts = cases(options.text)["paragraphs"]
+    paragraphs = cases(options.text)["paragraphs"]
+    texts = paragraphs[:: options.every]
     lines = read(options.text).split("\n")
-    others = [line for line in lines if len(line) > 100 and line.strip() not in set(texts)]
+    others = [line for line in lines if len(line) > 100 and line.strip() not in set(paragraphs)]
     others = others[:: max(1, len(others) // options.sequences)][: options.sequences]
     tokens = [ids[:256] for ids in base.tokenizer.encode_batch(others)]
     source = base.encode(texts, show_progress=False).astype(np.float64)
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument("source", help="a directory, file or alias")
     parser.add_argument("--text", required=True)
     parser.add_argument("--windows", type=int, default=40)
+    parser.add_argument("--every", type=int, default=1, help="n-th paragraph of an encoder's 512")
     parser.add_argument("--sequences", type=int, default=32, help="of 256 tokens, for calibration")
     parser.add_argument("--calibration", help="a text to calibrate with instead")
     parser.add_argument("--recipes", nargs="+", choices=RECIPES)
