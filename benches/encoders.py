@@ -49,11 +49,6 @@ class Lattice(Encoder):
 
         return bandwidth()
 
-    def peak(self) -> float:
-        from lattice.backends.cpu import integer_peak
-
-        return integer_peak()
-
 
 class SentenceTransformers(Encoder):
     """sentence-transformers on torch, f32, its own batching (sorted by length, 32 a batch)."""

@@ -63,11 +63,6 @@ class Lattice:
 
         return bandwidth()
 
-    def peak(self) -> float:
-        from lattice.backends.cpu import integer_peak
-
-        return integer_peak()
-
 
 class LlamaCpp:
     """llama.cpp by its C interface: no Python between the choice of a token and the next step but one call each.

@@ -39,6 +39,7 @@ class Pair:
     theirs: Worker
     rounds: int
     keep_all: bool = False
+    meter: Worker = field(default_factory=lambda: Worker("meter", "benches.calibrate:Meter"))
 
     def measure(
         self, *, alone: bool = True, method: str = "measure", ours: dict | None = None, **arguments: Any
@@ -47,12 +48,12 @@ class Pair:
         found = Rounds()
         for index in range(-1, self.rounds):
             order = (self.ours, self.theirs) if index % 2 == 0 else (self.theirs, self.ours)
-            readings, results, busy = [self.ours.call("bandwidth")], {}, []
+            readings, results, busy = [self.meter.call("bandwidth")], {}, []
             for worker in order:
                 extra = ours or {} if worker is self.ours else {}
                 results[worker.name] = worker.call(method, **(arguments | extra))
                 busy.append(worker.others or 0.0)
-                readings.append(self.ours.call("bandwidth"))
+                readings.append(self.meter.call("bandwidth"))
             if index < 0:
                 continue  # warms caches and pages up
             unsteady, disturbed = alone and not steady(*readings), alone and max(busy) > ALLOWED
@@ -63,13 +64,13 @@ class Pair:
                 found.ours.append(results[self.ours.name])
                 found.theirs.append(results[self.theirs.name])
                 found.bandwidth += readings
-                found.peak.append(self.ours.call("peak"))
+                found.peak.append(self.meter.call("peak"))
         return found
 
     def close(self) -> None:
-        """End both processes."""
-        self.ours.close()
-        self.theirs.close()
+        """End all processes."""
+        for worker in (self.ours, self.theirs, self.meter):
+            worker.close()
 
 
 def cell(name: str, unit: str, pair: Pair, found: Rounds, speed: Callable[[Any], float], **more: Any) -> dict[str, Any]:

@@ -95,13 +95,14 @@ class Table:
                 made.append(Worker(name, engine, model=str(model.resolve()), threads=cores(), **settings))
         except SystemExit as error:
             say(f"{kind} {ours}: {error}")
+            for worker in made:
+                worker.close()
             yield None
         else:
             found = Pair(made[0], made[1], self.options.rounds, self.options.keep_all)
             found.theirs.name = rival
             yield found
-        for worker in made:
-            worker.close()
+            found.close()
 
     # ---- generators ------------------------------------------------------------------------------------------------
     def generators(self, option: str) -> None:
