@@ -247,10 +247,18 @@ def test_a_full_disk_is_said_before_anything_is_written(tmp_path: Path, monkeypa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_that_is_only_looked_up_gets_fewer_bits() -> None:
+    shapes = {"model.embed_tokens.weight": (8, 256), "lm_head.weight": (8, 256)}
+    assert plan(shapes, "q4").dtypes == {"model.embed_tokens.weight": "q5_k", "lm_head.weight": "q6_k"}
+    assert plan({"model.embed_tokens.weight": (8, 256)}, "q4").dtypes == {"model.embed_tokens.weight": "q6_k"}
+    asked = plan(shapes, "q4", {"model.embed_tokens": "q8_0"}).dtypes
+    assert asked["model.embed_tokens.weight"] == "q8_0"
+
+
 def test_recipes_fit_what_they_name() -> None:
     shapes = {"a.v_proj.weight": (4, 256), "a.q_proj.weight": (4, 96), "b.weight": (4, 20), "norm.weight": (256,)}
     found = plan(shapes, "q4")
-    assert found.dtypes == {"a.v_proj.weight": "q5_k", "a.q_proj.weight": "q4_1"}
+    assert found.dtypes == {"a.v_proj.weight": "q6_k", "a.q_proj.weight": "q4_1"}
     assert found.notes == (
         "1 matrix is q4_1 instead of q4_k: a.q_proj.weight",
         "1 matrix is kept, not q4_k: b.weight",

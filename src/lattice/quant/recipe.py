@@ -13,18 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from lattice.errors import expected
-from lattice.weights.blocks import KEEP, KEPT, Rules, asked, fitting, matches
+from lattice.weights.blocks import KEEP, KEPT, LOADED, Rules, asked, fitting, matches
 
 WRITTEN = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k", "f32", "f16", "bf16", KEEP)
 _SMALL: Rules = (("*.in_proj_a", "q8_0"), ("*.in_proj_b", "q8_0"))  # a row a head: decay and step of the delta rule
-_TABLES: Rules = tuple((name, "q6_k") for name in ("lm_head", "*embed_tokens", "*word_embeddings"))
-_VALUES: Rules = tuple((name, "q5_k") for name in ("*.v_proj", "*.attention.self.value", "*.down_proj"))
-_FOUR: Rules = (*KEPT, *_SMALL, *_TABLES, *_VALUES, ("*", "q4_k"))
+# A table that is only looked up (`plan` puts "table:" before its name) is less dear than one that is multiplied with.
+_TABLES: Rules = (("table:*", "q5_k"), ("*embed_tokens", "q6_k"), ("lm_head", "q6_k"), ("*word_embeddings", "q5_k"))
+_VALUES: Rules = (("*.v_proj", "q6_k"), ("*.attention.self.value", "q6_k"))
+_DOWN: Rules = (("*down_proj", "q5_k"), ("*[0-9].output.dense", "q5_k"))
+_FOUR: Rules = (*KEPT, *_SMALL, *_TABLES, *_VALUES, *_DOWN, ("*", "q4_k"))
 TURNED = ("quarot4",)
-RECIPES: dict[str, Rules] = {"q8": (*KEPT, ("*", "q8_0")), "q4": _FOUR, "quarot4": _FOUR}
+RECIPES: dict[str, Rules] = {"q8": LOADED["q8"], "q4": _FOUR, "quarot4": _FOUR}
 # Of GGUF files: embedding and head as llama.cpp has them.
 GGUF: dict[str, Rules] = {
-    "q8_0": RECIPES["q8"], "q4_0": (*KEPT, *_TABLES, ("*", "q4_0")), "q4_1": (*KEPT, *_TABLES, ("*", "q4_1")),
+    "q8_0": (*KEPT, ("*", "q8_0")), "q4_0": (*KEPT, *_TABLES, ("*", "q4_0")), "q4_1": (*KEPT, *_TABLES, ("*", "q4_1")),
     "q4_k": _FOUR, KEEP: (),
 }  # fmt: skip
 
@@ -60,7 +62,9 @@ def plan(
             raise expected("quantize", f"a pattern that fits a matrix, such as {_one(shapes)}", repr(pattern))
     dtypes, changed = {}, {}
     for name, shape in shapes.items():
-        wanted = asked(name, shape, (*first, *recipes[to]))
+        looked_up = "embed_tokens" in name and "lm_head.weight" in shapes
+        called = f"table:{name}" if looked_up and not any(matches(name, pattern) for pattern, _ in first) else name
+        wanted = asked(called, shape, (*first, *recipes[to]))
         found = fitting(wanted, shape)
         if found != KEEP:
             dtypes[name] = found
