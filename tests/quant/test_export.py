@@ -28,7 +28,7 @@ def logits(path: Path, dtype: str = "f32") -> np.ndarray:
 
 @pytest.mark.parametrize(
     "name",
-    ["llama-9q3kv", "llama-llama3", "llama-linear", "llama-biases", "qwen3-untied", "qwen3-yarn",
+    ["llama-9q3kv", "llama-llama3", "llama-linear", "llama-biases", "qwen3-tied", "qwen3-yarn",
      "gemma3-pattern6", "qwen35-tied", "qwen35-3x", "qwen35-mtp", "qwen35-moe", "qwen35-linear"],
 )  # fmt: skip
 def test_a_family_says_the_same_in_gguf(tmp_path: Path, name: str) -> None:
@@ -113,6 +113,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for name, lost in (("gemma3-full-first", "layer_types"), ("qwen3-window", "sliding_window")):
         with pytest.raises(LatticeError, match=f"config that GGUF has keys for, got .*{lost}"):
             export_gguf(MODELS / name, tmp_path / "out.gguf", to="keep")
+    with pytest.raises(LatticeError, match="biases that llama.cpp reads, got model.layers.0.self_attn.o_proj.bias"):
+        export_gguf(MODELS / "qwen3-untied", tmp_path / "out.gguf", to="keep")
     broken = copy("llama-tied", tmp_path)
     (broken / "tokenizer.json").write_text(json.dumps({"model": {}}))
     with pytest.raises(LatticeError, match="tokenizer.json"):

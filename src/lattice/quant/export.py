@@ -50,6 +50,7 @@ EXPERT_KEYS = {
     "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
 }  # fmt: skip
 GEMMA_KEYS = {"attention.sliding_window": "sliding_window", "rope.freq_base_swa": "rope_local_base_freq"}
+BIASES = {"llama": (".bias",), "qwen3": ("q_proj.bias", "k_proj.bias", "v_proj.bias")}  # that llama.cpp reads
 # Said in another way, or by the tensors; `inverse_frequencies` and shapes are compared instead.
 UNCOMPARED = frozenset({
     "rope_scaling", "rope_parameters", "rope_factors", "tiled", "split_gate_up", "max_window_layers",
@@ -143,6 +144,8 @@ def _layout(opened: OpenModel, chosen: Plan) -> dict[str, _Tensor]:
         entry = table.get(name) or table.get(name.replace(f".{index}.", ".{}.", 1))
         if entry is None:
             raise expected("export", "a name in GGUF for every parameter", f"none for {name}")
+        if name.endswith(".bias") and not name.endswith(BIASES.get(opened.family.__name__.rpartition(".")[2], ())):
+            raise expected("export", "biases that llama.cpp reads", name)
         theirs, transform, read = (*(entry if isinstance(entry, tuple) else (entry,)), None, None)[:3]
         theirs, dtype = theirs.format(index), chosen.dtypes.get(name) or _plain(opened, name)
         rows, columns = np.argsort(transform(config)) if transform else None, None
