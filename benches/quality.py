@@ -49,7 +49,7 @@ Rules = tuple[tuple[str, str], ...]  # patterns of parameter names and dtypes; t
 HEADS: Rules = (("table:*", "q5_k"), ("*embed_tokens*", "q6_k"), ("lm_head*", "q6_k"), ("*word_embeddings*", "q5_k"))
 VALUES, DOWN = ("*v_proj*", "*.self.value*"), ("*down_proj*", "*[0-9].output.dense*")
 RECIPES: dict[str, Rules] = {
-    "q8": (("*.self.value*", "f16"), ("*.intermediate.dense*", "f16"), ("*", "q8_0")),
+    "q8": (*((name, "f16") for name in (*VALUES, "*.intermediate.dense*")), ("*", "q8_0")),
     "q4": (*HEADS, *((name, "q6_k") for name in VALUES), *((name, "q5_k") for name in DOWN), ("*", "q4_k")),
     "q8_0": (("*", "q8_0"),),
     "q4_0": (("*", "q4_0"),),

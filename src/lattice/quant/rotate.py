@@ -132,7 +132,7 @@ def rotate(opened: OpenModel, basis: Basis = turn) -> OpenModel:
     """
     if getattr(opened.model, "lm_head", None) is None:
         raise _refused("one without a head, whose result would be turned")
-    drafts = {"mtp_num_hidden_layers": 0} if "mtp_num_hidden_layers" in vars(opened.config) else {}
+    drafts = {"mtp_num_hidden_layers": 0} if getattr(opened.config, "mtp_num_hidden_layers", 0) else {}
     config = replace(opened.config, tie_word_embeddings=False, **drafts)
     model = opened.family.Model(config)
     names = list(model.parameters())
