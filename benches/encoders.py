@@ -86,10 +86,12 @@ class OnnxRuntime(Encoder):
         with tempfile.TemporaryDirectory() as directory:
             path = export(model, Path(directory), fused)
             if int8:
+                from onnx import TensorProto
                 from onnxruntime.quantization import QuantType, quantize_dynamic
 
                 whole, path = path, path.with_name("int8.onnx")
-                quantize_dynamic(whole, path, per_channel=True, weight_type=QuantType.QInt8)
+                known = {"DefaultTensorType": TensorProto.FLOAT}  # of fused operators, which onnx does not know
+                quantize_dynamic(whole, path, per_channel=True, weight_type=QuantType.QInt8, extra_options=known)
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
