@@ -68,11 +68,10 @@ class OnnxRuntime(Encoder):
     """ONNX Runtime on an f32 export whose graph also pools and normalises; sorted by length, 32 a batch.
 
     `fused` rewrites attention, gelu and the norms into ONNX Runtime's own operators first, which its session
-    optimiser alone does not do for attention. `int8` makes its matrices int8, a scale for each channel, and activations
-    int8 as they come (its dynamic quantisation).
+    optimiser alone does not do for attention.
     """
 
-    def __init__(self, model: str, threads: int, fused: bool = True, int8: bool = False):
+    def __init__(self, model: str, threads: int, fused: bool = True):
         import onnxruntime
         from tokenizers import Tokenizer
 
@@ -85,11 +84,6 @@ class OnnxRuntime(Encoder):
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         with tempfile.TemporaryDirectory() as directory:
             path = export(model, Path(directory), fused)
-            if int8:
-                from onnxruntime.quantization import QuantType, quantize_dynamic
-
-                whole, path = path, path.with_name("int8.onnx")
-                quantize_dynamic(whole, path, per_channel=True, weight_type=QuantType.QInt8)
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -87,7 +87,8 @@ def compare(
     judge = gate.thresholds_of(recipe or name or "q4")
     text = None if file is None else read_text(file)
     start = perf_counter()
-    result = _compare(path, source or said["source"], text, context, chunks, judge, dtype)
+    beside = _app.fetch(source) if source is not None else _here(said["source"])
+    result = _compare(path, beside, text, context, chunks, judge, dtype)
     seconds = perf_counter() - start
     if json:
         about = {"model": model, "source": source or said["source"], "file": file}
@@ -96,6 +97,17 @@ def compare(
         _print(model, result, seconds)
     if strict and result.verdict == gate.FAIL:
         raise typer.Exit(1)
+
+
+def _here(source: str) -> Path:
+    """Return where the source is that a file names, which alone sends nobody to the network."""
+    from lattice.weights.sources import resolve
+
+    try:
+        return resolve(source, offline=True)
+    except LatticeError as error:
+        got = str(error).partition("\n")[0]
+        raise expected(REPORT, "a source that is on this machine", got, hint="name it with --source") from None
 
 
 def _said(path: Path) -> dict[str, Any]:
@@ -107,7 +119,7 @@ def _said(path: Path) -> dict[str, Any]:
 
 
 def _compare(
-    path: Path, source: str, text: str | None, context: int, chunks: int | None, thresholds: Any, dtype: str
+    path: Path, source: Path, text: str | None, context: int, chunks: int | None, thresholds: Any, dtype: str
 ) -> Any:
     import lattice
     from lattice.models import family
@@ -115,9 +127,9 @@ def _compare(
     from lattice.weights.load import open_model
 
     if getattr(open_model(path, family).model, "head", None) is None:
-        encoders = lattice.load_encoder(path, dtype=dtype), lattice.load_encoder(_app.fetch(source))
+        encoders = lattice.load_encoder(path, dtype=dtype), lattice.load_encoder(source)
         return gate.measure_encoder(*encoders, text and gate.paragraphs(text), thresholds=thresholds)
-    models = load(str(path), dtype=dtype, draft=None), load(source, draft=None)
+    models = load(str(path), dtype=dtype, draft=None), load(str(source), draft=None)
     with _windows() as progress:
         return gate.measure(*models, text, context=context, chunks=chunks, thresholds=thresholds, progress=progress)
 

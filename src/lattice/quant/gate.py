@@ -30,7 +30,7 @@ from lattice.generate.perplexity import scored, windows_of
 
 Progress = Callable[[int, int], object]  # windows done, of how many
 PASS, WARN, FAIL = "PASS", "WARN", "FAIL"
-SLACK = 3.0  # times what a threshold allows, to which a miss is a warning
+SLACK = 5.0  # times what a threshold allows, to which a miss is a warning
 AT_ONCE = 1 << 20  # float64 values of a temporary: 8 MB
 TAIL = 0.999
 
@@ -40,8 +40,9 @@ class Thresholds:
     """What passes: mean and 99.9 % KLD at most, agreement and mean cosine at least. Up to SLACK times a miss warns.
 
     q8: rounding to 8 bits in groups of 32 costs about a thousandth of a nat (llama.cpp's table has 0.0014 for Llama 3
-    8B in Q8_0). q4: 0.03 to 0.07 is what good and plain 4-bit formats cost models of that size; small ones, whose
-    weights carry more each, lose more, which is why a warning begins there and not yet a failure.
+    8B in Q8_0; tiny-hybrid 0.0005 to 0.0009 here). q4: 0.03 to 0.07 is what good and plain 4-bit formats cost models of
+    that size. Small models, whose weights carry more each, lose more (SmolLM2-135M 0.0045 in q8_0, most of it by its
+    activations in 8 bits), which is why a warning begins there and not yet a failure.
     """
 
     kld: float
