@@ -11,7 +11,10 @@ NAMES = {
     "ppl": "perplexity beside llama.cpp's own figure",
     "prefix": "first token of a prompt whose beginning is known, beside a cold one",
     "speculate": "decoding with drafts beside the same answers without",
+    "quality": "what quantising costs, beside llama.cpp's files of the same source",
     "random-model": "write a GGUF of Qwen3.5's geometry with random weights, for the others to run",
+    "table": "every cell beside its rival, into docs/benchmarks.md",
+    "scaling": "prefill and decode at contexts from 64 to 8192, beside llama.cpp",
     "start": "import, first token from process start, Python's share of a step",
 }
 

@@ -19,10 +19,10 @@ class Lattice:
 
         self.model = lattice.load(model, dtype=dtype, context=context)
 
-    def measure(self, tokens: list[int], steps: int) -> dict:
+    def measure(self, tokens: list[int], steps: int, draft: str = "off") -> dict:
         self.model.engine.forget()  # every prompt is run whole
         started = time.perf_counter()
-        stream = self.model.stream(tokens, max_tokens=steps + 1, temperature=0.0, ignore_eos=True, draft="off")
+        stream = self.model.stream(tokens, max_tokens=steps + 1, temperature=0.0, ignore_eos=True, draft=draft)
         chosen = [next(stream).token]
         first = time.perf_counter()
         chosen += [chunk.token for chunk in stream]
@@ -34,7 +34,22 @@ class Lattice:
             "decode": ended - first,
             "tokens": chosen,
             "native": stream.timings.native_seconds,
+            "drafted": stream.usage.drafted_tokens,
+            "accepted": stream.usage.accepted_tokens,
         }
+
+    def about(self, position: int) -> dict:
+        """Bytes that a token at `position` moves, and the products of weights that one of a prompt costs."""
+        from lattice.cli.bench import bytes_of_token
+
+        engine = self.model.engine
+        heads = ("lm_head.", "model.embed_tokens.")  # one row of a prompt
+        matrices = {name: one for name, one in engine.weights.placed.items() if one.use == "product"}
+        products = sum(int(np.prod(one.shape)) for name, one in matrices.items() if not name.startswith(heads))
+        return {"bytes": sum(bytes_of_token(engine, position).values()), "products": products}
+
+    def chat(self, text: str) -> list[int]:
+        return list(self.model.chat_prompt([{"role": "user", "content": text}]).tokens)
 
     def tokens(self, text: str) -> list[int]:
         return list(self.model.tokenizer.encode(text))

@@ -1,8 +1,9 @@
 """Engines in processes of their own, so that no thread of one runs, or spins, while another is measured.
 
 A worker holds one engine, sleeps in a read of its stdin, and measures what it is asked to; the clock is read
-inside the worker, so the pipe is not part of any result. After a call the parent waits until threads that spin for
-a while after work (OpenMP, ONNX Runtime) have gone to sleep.
+inside the worker, so the pipe is not part of any result. It also says how many cores' time other processes used during
+the call. After a call the parent waits until threads that spin for a while after work (OpenMP, ONNX Runtime) have gone
+to sleep.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import time
 from importlib import import_module
 from pathlib import Path
 
+from lattice.cli._machine import Others
+
 SETTLE_SECONDS = 0.3
 
 
@@ -23,6 +26,7 @@ class Worker:
 
     def __init__(self, name: str, engine: str, **settings: object):
         self.name = name
+        self.others: float | None = None  # cores that other processes used during the last call; None: unknown
         command = [sys.executable, "-m", "benches.workers", engine, json.dumps(settings)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
@@ -33,9 +37,15 @@ class Worker:
         """The result of engine.method(**arguments), which must be JSON."""
         self.process.stdin.write(json.dumps([method, arguments]) + "\n")
         self.process.stdin.flush()
-        answer = self._answer()
+        answer, self.others = self._answer()
         time.sleep(SETTLE_SECONDS)
         return answer
+
+    def memory(self) -> int | None:
+        """The most bytes that were resident so far, None where the system does not say."""
+        path = Path(f"/proc/{self.process.pid}/status")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
     def _answer(self) -> object:
         line = self.process.stdout.readline()
@@ -58,7 +68,9 @@ def serve(engine: str, settings: dict) -> None:
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         method, arguments = json.loads(line)
-        print(json.dumps(getattr(held, method)(**arguments)), file=answers, flush=True)
+        watch = Others()
+        found = getattr(held, method)(**arguments)
+        print(json.dumps([found, watch.cores()]), file=answers, flush=True)
 
 
 if __name__ == "__main__":

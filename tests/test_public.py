@@ -10,7 +10,7 @@ import pytest
 import lattice
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lattice"
-PUBLIC = ("LatticeError", "LatticeWarning", "__version__", "load", "load_encoder")
+PUBLIC = ("LatticeError", "LatticeWarning", "__version__", "load", "load_encoder", "quantize")
 
 MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {"eval", "exec", "compile", "hasattr"}

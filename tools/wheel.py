@@ -29,7 +29,7 @@ def problems(wheel: Path) -> list[str]:
         names = set(archive.namelist())
         for path in package.rglob("*"):
             name = "lattice/" + path.relative_to(package).as_posix()
-            if path.suffix in (".py", ".wgsl", ".typed") and name not in names:
+            if path.suffix in (".py", ".wgsl", ".typed", ".txt") and name not in names:
                 found.append(f"{name} is missing")
         found += [f"{name} is not for users" for name in sorted(names) if name.endswith(SOURCES)]
         if any(package.glob("backends/cpu/**/*.cpp")):

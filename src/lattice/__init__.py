@@ -13,10 +13,10 @@ from typing import Any
 from lattice.errors import LatticeError, LatticeWarning
 
 __version__ = "0.1.0"
-__all__ = ["LatticeError", "LatticeWarning", "__version__", "load", "load_encoder"]
+__all__ = ["LatticeError", "LatticeWarning", "__version__", "load", "load_encoder", "quantize"]
 
 # Public functions and where they live: imported when first used, so that `import lattice` stays quick.
-_HOMES = {"load": "lattice.generate", "load_encoder": "lattice.embed"}
+_HOMES = {"load": "lattice.generate", "load_encoder": "lattice.embed", "quantize": "lattice.quant"}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from op_harness import BLOCK_FORMATS, close
 
 from lattice.backends._backend import Capacity
-from lattice.backends.cpu import CpuBackend, bandwidth, best_target, run_plans, targets
+from lattice.backends.cpu import CpuBackend, bandwidth, best_target, cores, integer_peak, run_plans, targets
 from lattice.backends.cpu.native import DTYPES, library
 from lattice.dtypes import BY_NAME, Array, dense, encode
 from lattice.errors import LatticeError, LatticeWarning
@@ -181,6 +181,10 @@ def test_ops_without_a_kernel_are_named():
 
 def test_read_bandwidth_is_plausible():
     assert 0.1 < bandwidth(32 << 20) < 10_000
+
+
+def test_integer_peak_is_plausible():
+    assert 0.01 < integer_peak() < 10_000 * cores()
 
 
 def test_add_of_every_alignment():

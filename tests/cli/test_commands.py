@@ -15,7 +15,7 @@ COMMANDS = ["embed", "run", "chat", "pull", "list", "show", "rm", "bench", "doct
 
 
 # ---- the program -------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["eval", "ppl"]])
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS), ["eval", "ppl"], ["eval", "compare"]])
 def test_help_has_an_example(cli, command):
     done = cli(*command, "--help")
     assert done.exit_code == 0
@@ -23,7 +23,7 @@ def test_help_has_an_example(cli, command):
     assert "\x1b" not in done.output
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "eval"] + ["eval ppl"])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "eval"] + ["eval ppl", "eval compare"])
 def test_every_command_has_json(cli, command):
     assert "--json" in cli(*command.split(), "--help").stdout
 
@@ -45,6 +45,7 @@ def test_version(cli):
         ["show"],
         ["rm"],
         ["eval", "ppl"],
+        ["eval", "compare"],
         ["bench", "--runs", "0"],
     ],
 )
@@ -196,42 +197,3 @@ def test_run_errors(cli, chat_model, base_model, encoder, refused):
     refused(cli("run", "-m", chat_model, "-n", 500, "w1"), "context", "hint:")
     refused(cli("run", "-m", chat_model, "-t", "-1", "w1"), "temperature")
     refused(cli("run", "-m", chat_model, "--dtype", "f8", "w1"), "dtype among")
-
-
-# ---- eval, bench -------------------------------------------------------------------------------------------
-def test_eval_ppl(cli, chat_model, tmp_path, result_of, refused):
-    text = " ".join(f"w{(7 * n) % 60}" for n in range(200))
-    (tmp_path / "text").write_text(text, "utf-8")
-    arguments = ["eval", "ppl", "-m", chat_model, "--file", tmp_path / "text", "--context", 32]
-    got = result_of(cli(*arguments, "--json"))
-    assert math.isclose(got["perplexity"], lattice.load(chat_model).perplexity(text, context=32), rel_tol=1e-6)
-    assert (got["tokens"], got["windows"], got["context"]) == (6 * 15, 6, 32)
-    assert result_of(cli(*arguments, "--chunks", 2, "--json"))["tokens"] == 2 * 15
-    assert f"perplexity {got['perplexity']:.4f}" in cli(*arguments).stdout
-    refused(cli(*arguments, "--context", 256), "at least 256 tokens")
-
-
-def test_bench_json(cli, chat_model, result_of):
-    got = result_of(cli("bench", "-m", chat_model, "--prompt", 20, "--gen", 10, "--runs", 2, "--json"))
-    assert (got["prompt"], got["gen"], got["runs"]) == (20, 10, 2)
-    for name in ("prefill", "decode", "bandwidth_gb_s"):
-        assert 0 < got[name]["min"] <= got[name]["median"] <= got[name]["max"]
-    rate = got["bytes_per_token"] * got["decode"]["median"] / got["bandwidth_gb_s"]["median"] / 1e9
-    assert math.isclose(got["roof_fraction"], rate, rel_tol=0.02, abs_tol=1e-3)
-
-
-def test_bench_counts_the_weights_that_a_token_reads(cli, chat_model, result_of):
-    layer = 4 * (32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 40 + 2 * 32)  # f32: q and o, k and v, the gated MLP, two norms
-    head = 4 * (70 * 32 + 32)  # without the embedding, a row of which is read
-    got = result_of(cli("bench", "-m", chat_model, "--prompt", 4, "--gen", 4, "--runs", 1, "--json"))["bytes_per_token"]
-    assert 2 * layer + head <= got <= 1.3 * (2 * layer + head)  # tiles round rows up
-
-
-def test_bench_prints(cli, chat_model):
-    printed = cli("bench", "-m", chat_model, "--prompt", 20, "--gen", 10, "--runs", 1).stdout
-    assert [line.split()[0] for line in printed.splitlines()[1:]] == [
-        "prefill",
-        "decode",
-        "bandwidth",
-        "roof",
-    ]

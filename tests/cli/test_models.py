@@ -40,7 +40,7 @@ def test_a_pull_that_waits_says_so_also_in_a_log(home, encoder):
     with serving() as hub:
         hub.add("org/tiny", {path.name: path.read_bytes() for path in Path(encoder).iterdir() if path.is_file()})
         environment = os.environ | {"HF_ENDPOINT": hub.endpoint}
-        with cache._locked(home / "models" / f"{cache.entry_key(source)}.lock", lambda: None):
+        with cache.locked(home / "models" / f"{cache.entry_key(source)}.lock", lambda: None):
             command = [sys.executable, "-m", "lattice", "pull", source]
             process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
             line = process.stderr.readline().decode()

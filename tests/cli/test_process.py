@@ -72,7 +72,7 @@ def test_a_reader_that_leaves_early_is_no_error(encoder):
 
 
 def test_ctrl_c_is_exit_code_130(chat_model):
-    arguments = ["bench", "--model", chat_model, "--prompt", "100", "--gen", "100", "--runs", "100000"]
+    arguments = ["bench", "--model", chat_model, "--prompt", "100", "--gen", "100", "--runs", "100000", "--force"]
     process = subprocess.Popen([*LATTICE, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(3)
     process.send_signal(signal.SIGINT)

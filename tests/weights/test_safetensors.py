@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from lattice.dtypes import BF16, BY_NAME, F16, F32, I64, Q8_0, Array, dense, encode
+from lattice.dtypes import BF16, BY_NAME, F16, F32, I64, Q4_K, Q8_0, U8, Array, dense, encode
 from lattice.errors import FormatError, LatticeError, LatticeWarning
 from lattice.weights import SafetensorsFile, ShardedSafetensors, save_safetensors
 
@@ -85,12 +85,56 @@ def test_bool_is_u8_and_unread_types_are_listed_but_refused(tmp_path: Path) -> N
         file.tensor("none")
 
 
-def test_writer_refuses_blocks_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_blocks_are_bytes_for_other_readers_and_arrays_for_us(tmp_path: Path) -> None:
+    path, rng = tmp_path / "model.safetensors", np.random.default_rng(0)
+    arrays = {
+        "a": encode(rng.standard_normal((3, 64)), Q8_0),
+        "b": encode(rng.standard_normal((2, 3, 256)), Q4_K),
+        "c": encode(rng.standard_normal(3), F32),
+    }
+    save_safetensors(path, arrays, {"format": "pt"})
+    header = json.loads(path.read_bytes()[8:].split(b"}}", 1)[0].decode() + "}}")
+    assert header["a"] == {"dtype": "U8", "shape": [3, 2, 34], "data_offsets": [12, 216]}
+    assert header["__metadata__"]["format"] == "pt"
+    file = SafetensorsFile(path)
+    assert file.shape("b") == (2, 3, 256)
+    for name, array in arrays.items():
+        read = file.tensor(name)
+        assert (read.dtype, read.shape) == (array.dtype, array.shape)
+        assert read.data.tobytes() == array.data.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[", "lattice.dtypes] expected valid JSON"),
+        ("[]", "lattice.dtypes] expected a JSON object, got list"),
+        ('{"w": "q8_0", "w": "q4_0"}', "duplicate key 'w'"),
+        ('{"w": "q9_9"}', "lattice.dtypes: w] expected a dtype of blocks, got 'q9_9'"),
+        ('{"w": "f32"}', "expected a dtype of blocks, got 'f32'"),
+        ('{"w": ["q8_0"]}', "expected a dtype of blocks"),
+        ('{"w": "q4_0"}', r"U8 of shape \(..., blocks, 18\) for q4_0, got U8 \(2, 1, 34\)"),
+        ('{"v": "q8_0"}', "got F32"),
+        ('{"flat": "q8_0"}', r"got U8 \(34,\)"),
+        ('{"none": "q8_0"}', "expected a tensor of the file, got none of this name"),
+        ('{"\\ud800": "q8_0"}', "expected a tensor of the file"),
+    ],
+)
+def test_metadata_that_says_what_is_not_so_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "model.safetensors"
+    bytes_of = lambda *shape: Array(np.zeros(shape, np.uint8), U8, shape)  # noqa: E731
+    tensors = {"v": ones(34), "w": bytes_of(2, 1, 34), "flat": bytes_of(34)}
+    save_safetensors(path, tensors, {"lattice.dtypes": text})
+    with pytest.raises(FormatError, match=said):
+        SafetensorsFile(path)
+
+
+def test_writer_refuses_a_name_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     save_safetensors(path, {"w": ones(2)})
     before = path.read_bytes()
-    with pytest.raises(LatticeError, match="got w: q8_0"):
-        save_safetensors(path, {"w": encode(np.zeros((1, 32)), Q8_0)})
+    with pytest.raises(LatticeError, match="got __metadata__: f32"):
+        save_safetensors(path, {"__metadata__": ones(2)})
     with pytest.raises(LatticeError, match="printable tensor name"):
         save_safetensors(path, {"a\nb": ones(2)})
     assert path.read_bytes() == before

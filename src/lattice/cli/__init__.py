@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import typer
 
-from lattice.cli import bench, chat, doctor, embed, eval, list, pull, rm, run, show
+from lattice.cli import bench, chat, doctor, embed, eval, list, pull, quantize, rm, run, show
 from lattice.cli._app import Group, example
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ def _root(
     pass
 
 
-for module in (embed, run, chat, pull, list, show, rm, eval, bench, doctor):
+for module in (embed, run, chat, pull, list, show, rm, quantize, eval, bench, doctor):
     module.register(app)
 
 

@@ -14,6 +14,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter, process_time
 from typing import Any
 
 UNLIMITED = 1 << 60  # what version 1 calls no limit is a little less than 2^63
@@ -87,6 +88,34 @@ def _quota(root: Path) -> float | None:
         if len(given) == 2 and given[0].isdigit() and given[1].isdigit() and int(given[1]):
             quotas.append(int(given[0]) / int(given[1]))
     return min(quotas, default=None)
+
+
+class Others:
+    """How much of the cores other processes use, from the time it is made. Linux says; elsewhere it is unknown."""
+
+    def __init__(self, root: Path = Path("/")):
+        self.root = root
+        self.start, self.own, self.busy = perf_counter(), process_time(), _busy(root)
+
+    def cores(self) -> float | None:
+        """Return how many cores' time others have used since, of those that this process may use; None is unknown.
+
+        The system counts in hundredths of a second for each core, so as much is taken off: short times find nothing.
+        """
+        seconds, busy = perf_counter() - self.start, _busy(self.root)
+        if busy is None or self.busy is None:
+            return None
+        theirs = busy[0] - self.busy[0] - (process_time() - self.own) - 0.01 * busy[1]
+        return max(0.0, theirs / max(seconds, 1e-9))
+
+
+def _busy(root: Path) -> tuple[float, int] | None:
+    """Return the seconds that the usable cores have worked for anybody since the start, and how many those are."""
+    usable = {f"cpu{core}" for core in os.sched_getaffinity(0)} if sys.platform == "linux" else set()
+    rows = [line.split() for line in _lines(root / "proc/stat") if line.split(" ")[0] in usable]
+    # user, nice, system, idle, iowait, irq, softirq; what a host takes (steal) is no process of this machine
+    ticks = sum(int(row[place]) for row in rows for place in (1, 2, 3, 6, 7))
+    return (ticks / os.sysconf("SC_CLK_TCK"), len(rows)) if rows else None
 
 
 def memory(root: Path = Path("/")) -> dict[str, int | None]:

@@ -52,6 +52,12 @@ def _scales_and_mins(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return s, m
 
 
+def pack_scales_and_mins(s: np.ndarray, m: np.ndarray) -> np.ndarray:
+    """Return the 12 bytes of scales and mins (n, 8) below 64: the inverse of `_scales_and_mins`."""
+    high = [s[:, 4:] >> 4 << 6, m[:, 4:] >> 4 << 6]
+    return np.concatenate([s[:, :4] | high[0], m[:, :4] | high[1], s[:, 4:] & 15 | m[:, 4:] << 4], axis=1)
+
+
 def _unpack_q2_k(blocks: np.ndarray, out: np.ndarray) -> None:
     block = view(blocks, Q2_K_LAYOUT)
     s, m = block["scales"] & 15, block["scales"] >> 4
@@ -153,10 +159,7 @@ def _pack_affine(name: str, block_layout: np.dtype, steps: int) -> Pack:
         x = values.reshape(x.shape)
         quants = np.rint((x + low[..., None]) * inverse(scale)[..., None]).clip(0, steps).astype(np.uint8)
         quants = quants.reshape(values.shape)
-        high = [s[:, 4:] >> 4 << 6, m[:, 4:] >> 4 << 6]
-        block["scales"] = np.concatenate(
-            [s[:, :4] | high[0], m[:, :4] | high[1], s[:, 4:] & 15 | m[:, 4:] << 4], axis=1
-        )
+        block["scales"] = pack_scales_and_mins(s, m)
         block["quants"] = pack_planes(quants & 15, 32, 4)
         if steps > 15:
             block["high"] = pack_planes(quants >> 4, 32, 1)

@@ -323,8 +323,12 @@ class LanguageModel:
         progress: Progress | None = None,
     ) -> Perplexity:
         """Return the perplexity with error and counts; `progress(done, windows)` hears."""
+        tokens, bos = self.measured_tokens(text)
+        return measure(self.engine, tokens, context=context, chunks=chunks, bos=bos, progress=progress)
+
+    def measured_tokens(self, text: str) -> tuple[list[int], int | None]:
+        """Return the tokens of a text that is measured, and the BOS that begins each window (None: there is none)."""
         tokenizer = self.tokenizer
         # A text that is measured is data: "<unk>" in it is five characters, as for llama.cpp.
         tokens = self.engine.check(tokenizer.encode(text, parse_special=False), "perplexity")
-        bos = tokenizer.bos if self._texts.adds_bos else None
-        return measure(self.engine, tokens, context=context, chunks=chunks, bos=bos, progress=progress)
+        return tokens, tokenizer.bos if self._texts.adds_bos else None

@@ -10,7 +10,7 @@ as llama.cpp's `perplexity` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import exp, sqrt
 
@@ -43,6 +43,19 @@ def measure(
     progress: Progress | None = None,
 ) -> Perplexity:
     """Return the perplexity of the first `chunks` (all) windows of `tokens`; `bos`: None if none is added."""
+    losses = []
+    windows = windows_of(engine, tokens, context=context, chunks=chunks, bos=bos)
+    for index, window in enumerate(windows):
+        losses += [losses_of(logits, targets) for logits, targets in scored(engine, window)]
+        if progress is not None:
+            progress(index + 1, len(windows))
+    return _result(np.concatenate(losses), len(windows), context)
+
+
+def windows_of(
+    engine: Engine, tokens: list[int], *, context: int = 512, chunks: int | None = None, bos: int | None = None
+) -> list[list[int]]:
+    """Return the first `chunks` (all) windows of `tokens`; LatticeError where there is none, or the engine is small."""
     if isinstance(context, bool) or not isinstance(context, int) or not 4 <= context <= engine.context:
         raise expected("perplexity", f"a context from 4 to {engine.context}", repr(context))
     if chunks is not None and (isinstance(chunks, bool) or not isinstance(chunks, int) or chunks < 1):
@@ -50,27 +63,21 @@ def measure(
     windows = len(tokens) // context
     if not windows:
         raise expected("perplexity", f"a text of at least {context} tokens", len(tokens), hint="lower the context")
-    windows = min(windows, chunks or windows)
-    losses = []
-    for index in range(windows):
-        window = tokens[index * context : (index + 1) * context]
-        losses.append(_window(engine, window if bos is None else [bos, *window[1:]]))
-        if progress is not None:
-            progress(index + 1, windows)
-    return _result(np.concatenate(losses), windows, context)
+    starts = range(0, min(windows, chunks or windows) * context, context)
+    cut = [tokens[start : start + context] for start in starts]
+    return cut if bos is None else [[bos, *window[1:]] for window in cut]
 
 
-def _window(engine: Engine, window: list[int]) -> np.ndarray:
-    """Return the negative log-likelihoods of the second half of a window."""
-    first = len(window) // 2
+def scored(engine: Engine, window: list[int], rows: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the logits of a window's second half, (n, vocab) with n up to `rows`, and the tokens that came behind."""
+    first, end = len(window) // 2, len(window) - 1
     sequence = engine.sequence()
     engine.reserve(sequence, len(window))
     engine.append(sequence, window[:first])
-    blocks = engine.score(sequence, window[first:-1])
-    logits_and_targets = ((block, window[len(sequence) - len(block) + 1 : len(sequence) + 1]) for block in blocks)
-    losses = np.concatenate([losses_of(logits, np.asarray(targets)) for logits, targets in logits_and_targets])
+    for start in range(first, end, rows or end):
+        for logits in engine.score(sequence, window[start : min(end, start + (rows or end))]):
+            yield logits, np.asarray(window[len(sequence) - len(logits) + 1 : len(sequence) + 1])
     sequence.clear()
-    return losses
 
 
 def losses_of(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:

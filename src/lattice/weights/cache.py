@@ -253,7 +253,7 @@ def remove(home: Path, key: str, name: str) -> int | None:
     def busy() -> None:
         raise expected(name, "a model that nobody fetches just now", "one that is being fetched", kind=SourceError)
 
-    with _locked(root / f"{key}.lock", busy):
+    with locked(root / f"{key}.lock", busy):
         freed = sum(_own_bytes(path) for path in found if path.is_dir())
         for path in found:
             if path.is_dir():
@@ -276,7 +276,7 @@ def _sweep(root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on `path`, which the system releases when the process dies; `busy` is called where one
     has to wait."""
     with open(path, "a+b") as file:
@@ -323,7 +323,7 @@ def store(
         if progress:
             progress(f"wait for another process that fetches {source}", 0, None)
 
-    with _locked(root / f"{key}.lock", busy):
+    with locked(root / f"{key}.lock", busy):
         _sweep(root)
         if (entry := find(home, source)) is not None:
             return entry

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from lattice.dtypes import Array
+from lattice.dtypes import Array, DType
 from lattice.errors import expected
 from lattice.weights._files import replacing
 from lattice.weights.gguf import (
@@ -22,6 +24,7 @@ from lattice.weights.gguf import (
     valid_alignment,
 )
 
+Layout = Mapping[str, tuple[DType, tuple[int, ...]]]
 _TYPE_IDS = {name: type_id for type_id, name in TENSOR_TYPES.items()}
 _KINDS = {np.dtype("<" + code): kind for kind, code in NUMBERS.items()} | {np.dtype(bool): BOOL}
 
@@ -69,29 +72,47 @@ def _value(key: str, value: object) -> tuple[int, bytes]:
     raise expected("write_gguf", f"a number, string or flat array for {key}", type(value).__name__)
 
 
-def _tensor_info(name: str, array: Array, offset: int) -> bytes:
-    if array.dtype.name not in _TYPE_IDS or array.ndim > MAX_DIMENSIONS or 0 in array.shape:
-        raise expected("write_gguf", f"a GGUF type and 1 to {MAX_DIMENSIONS} dimensions for {name}", array)
-    sizes = struct.pack(f"<I{array.ndim}Q", array.ndim, *reversed(array.shape))
-    return _string(name) + sizes + struct.pack("<IQ", _TYPE_IDS[array.dtype.name], offset)
+def _tensor_info(name: str, dtype: DType, shape: tuple[int, ...], offset: int) -> bytes:
+    if dtype.name not in _TYPE_IDS or len(shape) > MAX_DIMENSIONS or 0 in shape:
+        raise expected("write_gguf", f"a GGUF type and 1 to {MAX_DIMENSIONS} dimensions for {name}", f"{dtype} {shape}")
+    sizes = struct.pack(f"<I{len(shape)}Q", len(shape), *reversed(shape))
+    return _string(name) + sizes + struct.pack("<IQ", _TYPE_IDS[dtype.name], offset)
 
 
 def write_gguf(path: Path | str, metadata: dict[str, object], tensors: dict[str, Array]) -> None:
     """Write metadata and tensors (in the order given); `general.alignment` is honoured, 32 if absent."""
+    layout = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+    write_gguf_parts(path, metadata, layout, lambda name: (tensors[name],))
+
+
+def write_gguf_parts(
+    path: Path | str,
+    metadata: dict[str, object],
+    layout: Layout,
+    parts: Callable[[str], Iterable[Array]],
+    check: Callable[[Path], object] = lambda path: None,
+) -> None:
+    """Write a file whose tensors are made one by one, each in parts of its first dimension.
+
+    `check` sees the written file before it gets its name; what it raises leaves nothing behind.
+    """
     alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
     if not isinstance(alignment, int) or not valid_alignment(alignment):
         raise expected("write_gguf", "general.alignment a power of two, 8 to 65536", alignment)
-    head = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    head = [b"GGUF", struct.pack("<IQQ", 3, len(layout), len(metadata))]
     for key, value in metadata.items():
         kind, raw = _value(key, value)
         head += [_string(key), struct.pack("<I", kind), raw]
     offset = 0
-    for name, array in tensors.items():
-        head.append(_tensor_info(name, array, offset))
-        offset += -(-array.nbytes // alignment) * alignment
+    for name, (dtype, shape) in layout.items():
+        head.append(_tensor_info(name, dtype, shape, offset))
+        offset += -(-dtype.size(math.prod(shape)) // alignment) * alignment
     header = b"".join(head)
     with replacing(Path(path)) as file:
         file.write(header + bytes(-len(header) % alignment))
-        for array in tensors.values():
-            file.write(array.data.reshape(-1).view(np.uint8).data)
-            file.write(bytes(-array.nbytes % alignment))
+        for name, (dtype, shape) in layout.items():
+            for array in parts(name):
+                file.write(array.data.reshape(-1).view(np.uint8).data)
+            file.write(bytes(-dtype.size(math.prod(shape)) % alignment))
+        file.flush()
+        check(Path(file.name))

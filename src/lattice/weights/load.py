@@ -19,10 +19,11 @@ import numpy as np
 
 from lattice.dtypes import BY_NAME, F16, F32, Array, dense, encode
 from lattice.errors import FormatError, LatticeWarning, expected
+from lattice.weights.blocks import KEEP, LOADED, asked, bits, fitting
 from lattice.weights.checkpoint import Checkpoint, open_checkpoint
 
 F16_LARGEST = 65504.0
-DTYPES = ("auto", "f32", "f16", "bf16")
+DTYPES = ("auto", "f32", "f16", "bf16", *LOADED)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Weights(Mapping[str, Array]):
         """Return the same weights as `dtype` wants them.
 
         auto keeps what the file holds, but that the f32 matrices named by `narrow` become f16 where they are in range;
-        f32, f16 and bf16 convert every matrix (blocks are dequantised).
+        f32, f16 and bf16 convert every matrix (blocks are dequantised); q8 and q4 round matrices that hold more bits
+        to the nearest (`blocks.LOADED` says which to what).
         """
         if dtype not in DTYPES:
             raise expected("weights", f"dtype among {', '.join(DTYPES)}", dtype)
@@ -128,10 +130,18 @@ class Weights(Mapping[str, Array]):
             weights.convert = lambda name, array: _narrow(array) if name in narrow else array
             fits = lambda name: name in narrow and len(self.shapes[name]) == 2  # noqa: E731
             weights.wanted = lambda name: "f16" if fits(name) and self.header(name).dtype == "f32" else None
+        elif dtype in LOADED:
+            weights.convert = lambda name, array: _to(array, weights.wanted(name) or array.dtype.name)
+            weights.wanted = lambda name: self._rounded(name, dtype)
         else:
             weights.convert = lambda name, array: _to(array, dtype)
             weights.wanted = lambda name: dtype
         return weights
+
+    def _rounded(self, name: str, dtype: str) -> str | None:
+        """Return the blocks that the matrix becomes; None where it stays, as it does where it has no more bits."""
+        found = fitting(asked(name, self.shapes[name], LOADED[dtype]), self.shapes[name])
+        return None if found == KEEP or bits(found) >= bits(self.header(name).dtype) else found
 
 
 def _narrow(array: Array) -> Array:

@@ -5,6 +5,9 @@ data. The rules are those of the format's reference (a header of at most 100 MB,
 and stricter where that costs no honest file: duplicate keys, unknown fields and unprintable names are
 refused. Source: https://github.com/huggingface/safetensors. Not here: pickled checkpoints, which are never
 read.
+
+Blocks (q8_0, q4_k, ...), which the format has no name for, lie there as U8 of shape (rows, blocks, bytes of a block),
+so that any reader opens the file; the entry `lattice.dtypes` of its metadata, JSON {tensor: dtype}, says what they are.
 """
 
 from __future__ import annotations
@@ -13,17 +16,19 @@ import json
 import math
 import mmap
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lattice.dtypes import BF16, F16, F32, F64, I8, I16, I32, I64, U8, Array, DType
+from lattice.dtypes import BF16, BY_NAME, F16, F32, F64, I8, I16, I32, I64, U8, Array, DType
 from lattice.errors import FormatError, LatticeError, LatticeWarning, expected
 from lattice.strict_json import parse_object, read_object
 from lattice.weights._files import inside, map_file, release_pages, replacing
 
 INDEX_NAME = "model.safetensors.index.json"
+BLOCKS = "lattice.dtypes"
 MAX_HEADER = 100_000_000
 MAX_TENSORS = 1 << 20
 MAX_DIMENSIONS = 8
@@ -116,6 +121,25 @@ def _parse_header(data: np.ndarray, where: str) -> tuple[dict[str, str], dict[st
     return metadata, entries
 
 
+def _block_dtypes(metadata: Mapping[str, str], entries: Mapping[str, _Entry], where: str) -> dict[str, DType]:
+    """Return which tensors of bytes are blocks, and of which dtype."""
+    given = parse_object(metadata.get(BLOCKS, "{}").encode("utf-8", "surrogatepass"), f"{where}: {BLOCKS}")
+    found = {}
+    for name, dtype_name in given.items():
+        at = f"{where}: {BLOCKS}: {name[:80]}"
+        dtype = BY_NAME.get(dtype_name) if type(dtype_name) is str else None
+        if dtype is None or dtype.block == 1:
+            raise _refuse(at, "a dtype of blocks", f"{dtype_name!r:.40}")
+        entry = entries.get(name)
+        if entry is None:
+            raise _refuse(at, "a tensor of the file", "none of this name")
+        shape = entry.shape
+        if entry.type_name != "U8" or len(shape) < 2 or shape[-1] != dtype.nbytes:
+            raise _refuse(at, f"U8 of shape (..., blocks, {dtype.nbytes}) for {dtype}", f"{entry.type_name} {shape}")
+        found[name] = dtype
+    return found
+
+
 class SafetensorsFile:
     """One mapped .safetensors file: `names`, `metadata`, and `tensor(name)`, a read-only view of it."""
 
@@ -125,6 +149,7 @@ class SafetensorsFile:
         self._mapping: mmap.mmap
         self._mapping, self._data = map_file(self.path, self._where)
         self.metadata, self._entries = _parse_header(self._data, self._where)
+        self._blocks = _block_dtypes(self.metadata, self._entries, self._where)
         self.names = list(self._entries)
 
     def __contains__(self, name: object) -> bool:
@@ -137,7 +162,8 @@ class SafetensorsFile:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor without touching its data."""
-        return self._entry(name).shape
+        shape, blocks = self._entry(name).shape, self._blocks.get(name)
+        return shape if blocks is None else (*shape[:-2], shape[-2] * blocks.block)
 
     def size(self, name: str) -> int:
         """Return the bytes of a tensor."""
@@ -147,14 +173,14 @@ class SafetensorsFile:
     def tensor(self, name: str) -> Array:
         """Return a tensor as a view of the file (BOOL as u8), or a copy where it is not aligned there."""
         entry = self._entry(name)
-        dtype: DType | None = _DTYPES.get(entry.type_name)
+        dtype = self._blocks.get(name) or _DTYPES.get(entry.type_name)
         if dtype is None:
             raise _refuse(f"{self._where}: {name}", f"a dtype of {', '.join(_DTYPES)}", entry.type_name)
         raw = self._data[entry.begin : entry.end]
-        if entry.begin % dtype.nbytes:
+        if entry.begin % dtype.storage.itemsize:
             raw = raw.copy()  # kernels read whole elements
             raw.flags.writeable = False
-        return Array(raw.view(dtype.storage).reshape(entry.shape), dtype, entry.shape)
+        return Array(raw.view(dtype.storage).reshape(entry.shape), dtype, self.shape(name))
 
     def release(self, name: str) -> None:
         """Let the system drop a tensor's pages; they are read again when next touched."""
@@ -232,32 +258,35 @@ def _weight_map(index: dict, where: str) -> dict[str, str]:
     return weight_map
 
 
-def save_safetensors(path: Path | str, tensors: dict[str, Array], metadata: dict[str, str] | None = None) -> None:
-    """Write plain-dtype tensors to one file, whole or not at all: written beside, synced, renamed.
+def safetensors_header(
+    tensors: Mapping[str, tuple[DType, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, int]]:
+    """Return the beginning of a file of such tensors, up to the data, and where in the file each of them begins.
 
-    Wide types come first and names in order, so that every tensor is aligned and the bytes depend on the
-    content only.
+    Wide types come first and names in order, so that every tensor is aligned and the bytes depend on the content only.
     """
-    where = Path(path).name
+    blocks = {name: dtype.name for name, (dtype, _) in sorted(tensors.items()) if dtype.block > 1}
+    metadata = {**(metadata or {}), **({BLOCKS: json.dumps(blocks)} if blocks else {})}
     header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    offset = 0
-    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.nbytes, name))
-    for name in order:
-        array = tensors[name]
-        check_name(name, where)
-        if name == "__metadata__" or array.dtype.name not in _NAMES:
-            got = f"{name}: {array.dtype.name}"
-            raise expected(where, f"tensors of {', '.join(_NAMES)}", got, kind=LatticeError)
-        end = offset + array.nbytes
-        header[name] = {
-            "dtype": _NAMES[array.dtype.name],
-            "shape": list(array.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
+    begins, at = {}, 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name][0].storage.itemsize, name)):
+        dtype, shape = tensors[name]
+        check_name(name, "safetensors")
+        if name == "__metadata__" or (dtype.block == 1 and dtype.name not in _NAMES):
+            raise expected("safetensors", f"tensors of blocks or {', '.join(_NAMES)}", f"{name}: {dtype.name}")
+        end = at + dtype.size(math.prod(shape))
+        stored = "U8" if dtype.block > 1 else _NAMES[dtype.name]
+        header[name] = {"dtype": stored, "shape": list(dtype.buffer_shape(shape)), "data_offsets": [at, end]}
+        begins[name], at = at, end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, {name: 8 + len(text) + begin for name, begin in begins.items()}
+
+
+def save_safetensors(path: Path | str, tensors: dict[str, Array], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to one file, whole or not at all: written beside, synced, renamed."""
+    header, begins = safetensors_header({name: (a.dtype, a.shape) for name, a in tensors.items()}, metadata)
     with replacing(Path(path)) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
+        file.write(header)
+        for name in begins:
             file.write(tensors[name].data.reshape(-1).view(np.uint8).data)

@@ -17,7 +17,7 @@ from lattice.ops import REGISTRY
 from lattice.program import Program, fuse
 
 __all__ = [
-    "STORAGE", "CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "run_plans",
+    "STORAGE", "CpuBackend", "CpuPlan", "CpuWeights", "bandwidth", "best_target", "cores", "integer_peak", "run_plans",
     "runnable_targets", "targets",
 ]  # fmt: skip
 
@@ -67,3 +67,8 @@ def _kernels(target: str) -> frozenset[str]:
 def bandwidth(size: int = 256 << 20) -> float:
     """Return the measured read bandwidth of all cores together, in GB/s."""
     return core(best_target(), cores()).read_bandwidth(size) / 1e9
+
+
+def integer_peak() -> float:
+    """Return the most integer products that all cores together reach, in 10^9 multiplications a second."""
+    return core(best_target(), cores()).integer_peak() / 1e9

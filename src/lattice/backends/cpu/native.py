@@ -63,6 +63,7 @@ SIGNATURES = {
     "lattice_plan_run": (c_int32, (POINTER(c_void_p), POINTER(c_int32), c_int32)),
     "lattice_plan_profile": (c_int32, (c_void_p, POINTER(c_int32), POINTER(c_double))),
     "lattice_read_bandwidth": (c_double, (c_void_p, c_int64)),
+    "lattice_integer_peak": (c_double, (c_void_p,)),
 }
 
 
@@ -129,6 +130,10 @@ class Core:
     def read_bandwidth(self, size: int = 256 << 20) -> float:
         """Return the bytes a second that all threads together read from a buffer of `size` bytes."""
         return self.functions.lattice_read_bandwidth(self.pool, size)
+
+    def integer_peak(self) -> float:
+        """Return the products of bytes a second that all threads together reach with operands at hand."""
+        return self.functions.lattice_integer_peak(self.pool)
 
 
 @cache

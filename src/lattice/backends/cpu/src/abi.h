@@ -86,3 +86,4 @@ LATTICE_API int32_t lattice_plan_run(void* const* plans, const int32_t* counts, 
 LATTICE_API int32_t lattice_plan_profile(void* plan, const int32_t* counts, double* seconds);
 
 LATTICE_API double lattice_read_bandwidth(void* pool, int64_t bytes);  // bytes per second of a plain parallel read
+LATTICE_API double lattice_integer_peak(void* pool);   // products of bytes a second of all threads, nothing fetched or scaled
