@@ -237,7 +237,9 @@ template <class Element> static void paged(Call& call) {
           continue;
         }
       }
-      block.take(Span<Element>{k_pages + page, v_pages + page, stride, of_keys, of_values}, p, range);
+      const int64_t next = p + span < end ? (pages[p / span + 1] * kv_heads + item.kv_head) * page_values : page;
+      const Element *next_keys = k_pages + next, *next_values = v_pages + next;
+      block.take(Span<Element>{k_pages + page, v_pages + page, stride, of_keys, of_values, next_keys, next_values}, p, range);
     }
     close_block(block, item, o + row * width, width);
   });

@@ -39,11 +39,13 @@ inline vf load_as_float(const int8_t* p, int n) {
   return load_i8(x);
 }
 
-// One span of keys (head_dim, 64) and of values (64, stride); the factors of 64 keys and values, or none.
+// One span of keys (head_dim, 64) and of values (64, stride); the factors of 64 keys and values, or none; and the span to
+// fetch meanwhile, or none: pages lie anywhere, and the processor's own prefetching stops at the end of each 4 KB.
 template <class Element> struct Span {
   const Element *keys, *values;
   int64_t stride;
   const float *key_factors = nullptr, *value_factors = nullptr;
+  const Element *next_keys = nullptr, *next_values = nullptr;
 };
 
 // A query row: its state, and its range of positions in the present span.
@@ -88,15 +90,16 @@ template <int rows, int count, class A, class B> inline void outer_product(vf (&
 
 // q k for the positions that `begin` to `end` touch, 64 floats a row in `scores`.
 template <int rows, class Element>
-inline void products(Row* const* row, const Element* keys, int64_t head_dim, int begin, int end, float* scores) {
+inline void products(Row* const* row, const Span<Element>& kv, int64_t head_dim, int begin, int end, float* scores) {
   constexpr int count = vectors(rows), step = count * lanes;
   for (int j = begin / step * step; j < end; j += step) {
     vf sum[rows][count];
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < count; ++v) sum[r][v] = zero();
     for (int64_t d = 0; d < head_dim; ++d) {
+      if (kv.next_keys) prefetch(kv.next_keys + d * span + j);
       outer_product<rows, count>(sum, [&](int r) { return set1(row[r]->query[d]); },
-                                 [&](int v) { return load_as_float(keys + d * span + j + v * lanes); });
+                                 [&](int v) { return load_as_float(kv.keys + d * span + j + v * lanes); });
     }
     for (int r = 0; r < rows; ++r)
       for (int v = 0; v < count; ++v) store(scores + r * span + j + v * lanes, sum[r][v]);
@@ -154,6 +157,7 @@ inline void weigh_columns(Row* const* row, const float* p, const Span<Element>& 
   for (int r = 0; r < rows; ++r)
     for (int v = 0; v < count; ++v) sum[r][v] = load(row[r]->sums + d + v * lanes);
   for (int j = begin; j < end; ++j) {
+    if (kv.next_values) prefetch(kv.next_values + j * kv.stride + d);
     outer_product<rows, count>(sum, [&](int r) { return set1(p[r * span + j]); },
                                [&](int v) { return load_as_float(kv.values + j * kv.stride + d + v * lanes); });
   }
@@ -195,7 +199,7 @@ void take_in(Row* const* row, const Span<Element>& kv, int64_t head_dim, float s
     first = std::min(first, row[r]->begin), common_first = std::max(common_first, row[r]->begin);
     last = std::max(last, row[r]->end), common_last = std::min(common_last, row[r]->end);
   }
-  products<rows>(row, kv.keys, head_dim, first, last, p);
+  products<rows>(row, kv, head_dim, first, last, p);
   for (int r = 0; r < rows; ++r) {
     if (kv.key_factors) multiply(p + r * span, kv.key_factors);
     if (row[r]->begin == 0 && row[r]->end == span) soften<true>(*row[r], p + r * span, head_dim, scale);

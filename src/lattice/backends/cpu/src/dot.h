@@ -122,13 +122,10 @@ LATTICE_INLINE void dot(const uint8_t* const (&w)[V], const Quantised* const (&x
   using Layout = Unpack<bits>;
   constexpr int units = Layout::units, first = half > 0 ? 4 : 0;
   Sum<bits> s[V][T];
-  Whole start[T];
   LATTICE_UNROLL
-  for (int t = 0; t < T; t++) {
-    start[t] = seed<offset, half>(*x[t]);
+  for (int t = 0; t < T; t++)
     LATTICE_UNROLL
-    for (int v = 0; v < V; v++) s[v][t].start(start[t]);
-  }
+    for (int v = 0; v < V; v++) s[v][t].start(seed<offset, half>(*x[t]));
   repeat<Layout::steps>([&](auto i) __attribute__((always_inline)) {
     decltype(Sum<bits>::prepare(load_bytes(w[0]))) weights[V][units];
     LATTICE_UNROLL
@@ -141,17 +138,17 @@ LATTICE_INLINE void dot(const uint8_t* const (&w)[V], const Quantised* const (&x
     LATTICE_UNROLL
     for (int t = 0; t < T; t++) {
       const auto q = values(x[t]->q);
-      LATTICE_UNROLL
-      for (int v = 0; v < V; v++)
-        repeat<units>([&](auto j) __attribute__((always_inline)) {
-          s[v][t].template add<i * units + j>(weights[v][j], four<first + Layout::unit(i, j)>(q));
-        });
+      repeat<units>([&](auto j) __attribute__((always_inline)) {   // each four meets its vectors before the next is made
+        const auto y = four<first + Layout::unit(i, j)>(q);
+        LATTICE_UNROLL
+        for (int v = 0; v < V; v++) s[v][t].template add<i * units + j>(weights[v][j], y);
+      });
     }
   });
-  LATTICE_UNROLL
+  LATTICE_UNROLL               // the seed once more, not kept meanwhile: registers are short
   for (int v = 0; v < V; v++)
     LATTICE_UNROLL
-    for (int t = 0; t < T; t++) sum[v][t] = s[v][t].total(start[t]);
+    for (int t = 0; t < T; t++) sum[v][t] = s[v][t].total(seed<offset, half>(*x[t]));
 }
 
 }  // namespace lattice
