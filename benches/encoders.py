@@ -84,9 +84,11 @@ class OnnxRuntime(Encoder):
         with tempfile.TemporaryDirectory() as directory:
             path = export(model, Path(directory), fused)
             if int8:
+                from onnx import TensorProto
                 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-                quantize_dynamic(path, path.with_name("int8.onnx"), weight_type=QuantType.QInt8, per_channel=True)
+                how = {"per_channel": True, "extra_options": {"DefaultTensorType": TensorProto.FLOAT}}
+                quantize_dynamic(path, path.with_name("int8.onnx"), weight_type=QuantType.QInt8, **how)
                 path = path.with_name("int8.onnx")
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
