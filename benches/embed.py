@@ -105,10 +105,10 @@ def main() -> None:
             worker.call("measure", texts=chosen[:64], repeats=2)
         seconds, unsteady = measure(workers, chosen, options.rounds, options.keep_all)
         note = f"{unsteady} unsteady, {'kept' if options.keep_all else 'dropped'}"
-        rivals = [seconds[name] for name in INT8 if name in seconds]
+        rivals = {name: seconds[name] for name in INT8 if name in seconds}
         if rivals and "lattice-int8" in seconds:
-            ratios = [min(theirs) / own for *theirs, own in zip(*rivals, seconds["lattice-int8"], strict=True)]
-            row(f"{case}: lattice-int8 / the faster of {' and '.join(INT8)}", ratios, "x", "round by round", 2)
+            ratios = [min(theirs) / own for *theirs, own in zip(*rivals.values(), seconds["lattice-int8"], strict=True)]
+            row(f"{case}: lattice-int8 / the fastest of {', '.join(rivals)}", ratios, "x", "round by round", 2)
         for name, values in seconds.items():
             for ours in [] if name.startswith("lattice") else [ours for ours in seconds if ours.startswith("lattice")]:
                 ratios = [rival / own for rival, own in zip(values, seconds[ours], strict=True)]
