@@ -1,4 +1,5 @@
-"""Embedding speed of all-MiniLM-L6-v2: Lattice, ONNX Runtime (f32) and sentence-transformers, in turns.
+"""Embedding speed of all-MiniLM-L6-v2: Lattice (auto, bf16, int8), ONNX Runtime (f32, int8), OpenVINO (int8) and
+sentence-transformers, in turns. Three of them usually; `--engines all` for every cell.
 
 Cases: wikitext paragraphs (~170 tokens each), snippets of 12 words (~17 tokens), one snippet (latency). A turn is short
 (48 paragraphs, 128 snippets), so that engines meet the same moods of the machine; ratios are taken round by round.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +20,18 @@ from benches.calibrate import steady
 from benches.report import cores, emit, heading, row, say
 from benches.workers import Worker
 
-ENGINES = {
-    "lattice": "benches.encoders:Lattice",
-    "onnxruntime": "benches.encoders:OnnxRuntime",
-    "sentence-transformers": "benches.encoders:SentenceTransformers",
+ENGINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lattice": ("benches.encoders:Lattice", {"dtype": "auto"}),
+    "lattice-bf16": ("benches.encoders:Lattice", {"dtype": "bf16"}),
+    "lattice-int8": ("benches.encoders:Lattice", {"dtype": "int8"}),
+    "onnxruntime": ("benches.encoders:OnnxRuntime", {}),
+    "onnxruntime-int8": ("benches.encoders:OnnxRuntime", {"int8": True}),
+    "openvino-int8": ("benches.encoders:OpenVino", {}),
+    "sentence-transformers": ("benches.encoders:SentenceTransformers", {}),
 }
+USUAL = ["lattice", "onnxruntime", "sentence-transformers"]
 
-
+INT8 = ("onnxruntime-int8", "openvino-int8")  # rivals of lattice-int8
 SLICE = {"paragraphs": 48, "snippets": 128, "one snippet": 1}  # texts of one turn
 
 
@@ -39,20 +46,22 @@ def cases(path: str) -> dict[str, list[str]]:
 
 
 def agreement(workers: list[Worker], texts: list[str]) -> None:
-    """Print the lowest cosine of each engine with the last."""
-    vectors = [np.array(worker.call("sample", texts=texts)) for worker in workers]
-    for worker, found in zip(workers[:-1], vectors[:-1], strict=True):
-        lowest = float((found * vectors[-1]).sum(-1).min())
-        emit(kind="agreement", engine=worker.name, beside=workers[-1].name, lowest_cosine=lowest)
-        say(f"{worker.name} beside {workers[-1].name}: lowest cosine {lowest:.7f}")
-        if lowest < 0.98:
+    """Print the mean and the lowest cosine of each engine with one that is f32."""
+    vectors = {worker.name: np.array(worker.call("sample", texts=texts)) for worker in workers}
+    exact = next(name for name in ("onnxruntime", "sentence-transformers", *vectors) if name in vectors)
+    for name, found in vectors.items():
+        cosines = (found * vectors[exact]).sum(-1)
+        mean, lowest = float(cosines.mean()), float(cosines.min())
+        emit(kind="agreement", engine=name, beside=exact, mean_cosine=mean, lowest_cosine=lowest)
+        say(f"{name} beside {exact}: cosine {mean:.6f}, lowest {lowest:.6f}")
+        if lowest < (0.8 if name in INT8 else 0.98):
             raise SystemExit("[benches.embed] the engines do not compute the same thing")
 
 
 def measure(workers: list[Worker], texts: list[str], rounds: int, keep_all: bool) -> tuple[dict[str, list[float]], int]:
     """Seconds of each engine by round (steady ones, unless all are kept), and how many were unsteady."""
     repeats = 50 if len(texts) == 1 else 1
-    meter = next((worker for worker in workers if worker.name == "lattice"), None)
+    meter = next((worker for worker in workers if worker.name.startswith("lattice")), None)
     seconds: dict[str, list[float]] = {worker.name: [] for worker in workers}
     unsteady = 0
     for index in range(rounds):
@@ -78,28 +87,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benches embed", description=__doc__)
     parser.add_argument("--model", required=True, help="a directory with all-MiniLM-L6-v2")
     parser.add_argument("--text", required=True, help="wikitext-2's wiki.test.raw")
-    parser.add_argument("--dtype", default="auto", help="Lattice's dtype")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=list(ENGINES))
+    parser.add_argument("--engines", nargs="+", default=USUAL, choices=["all", *ENGINES])
     parser.add_argument("--keep-all", action="store_true", help="keep rounds of unsteady memory")
     options = parser.parse_args()
     texts = cases(options.text)
     heading()
     workers = []
-    for name in options.engines:
-        extra = {"dtype": options.dtype} if name == "lattice" else {}
-        workers.append(Worker(name, ENGINES[name], model=str(Path(options.model).resolve()), threads=cores(), **extra))
-    agreement(workers, texts["paragraphs"][:64])
+    for name in ENGINES if "all" in options.engines else options.engines:
+        place, extra = ENGINES[name]
+        extra = extra | ({"text": options.text} if name == "openvino-int8" else {})
+        workers.append(Worker(name, place, model=str(Path(options.model).resolve()), threads=cores(), **extra))
+    agreement(workers, texts["paragraphs"][::4])
     for case, chosen in texts.items():
         chosen = chosen[: SLICE[case]]
         for worker in workers:
             worker.call("measure", texts=chosen[:64], repeats=2)
         seconds, unsteady = measure(workers, chosen, options.rounds, options.keep_all)
         note = f"{unsteady} unsteady, {'kept' if options.keep_all else 'dropped'}"
+        rivals = {name: seconds[name] for name in INT8 if name in seconds}
+        if rivals and "lattice-int8" in seconds:
+            ratios = [min(theirs) / own for *theirs, own in zip(*rivals.values(), seconds["lattice-int8"], strict=True)]
+            row(f"{case}: lattice-int8 / the fastest of {', '.join(rivals)}", ratios, "x", "round by round", 2)
         for name, values in seconds.items():
-            if name != "lattice" and "lattice" in seconds:
-                ratios = [rival / ours for rival, ours in zip(values, seconds["lattice"], strict=True)]
-                row(f"{case}: lattice / {name}", ratios, "x", "round by round", 2)
+            for ours in [] if name.startswith("lattice") else [ours for ours in seconds if ours.startswith("lattice")]:
+                ratios = [rival / own for rival, own in zip(values, seconds[ours], strict=True)]
+                row(f"{case}: {ours} / {name}", ratios, "x", "round by round", 2)
             if len(chosen) == 1:
                 row(f"{case}, {name}", [1e3 * value for value in values], "ms", note, 2)
             else:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import numpy as np
 from op_harness import (
     BLOCK_FORMATS,
     FORMATS,
+    ROW_FORMATS,
     case,
     eager,
     fitting,
     random_blocks,
     rounded_to_8_bits,
+    row_product,
     sampled_ops,
     samples,
     tolerance,
@@ -64,6 +67,15 @@ def products() -> Iterator[bytes]:
         x = np.ones((4, weight.shape[1]), np.float32)
         x[1], x[2, ::2], x[3] = -1, -1, random.uniform(-1, 1, x.shape[1])
         yield product(weight, Drawn("input", x, "T"), "of every bit pattern")
+
+    for name in ROW_FORMATS:  # tiled from f32; no outlier lies near the edge of a rounding
+        for rows, n, k in ((1, 33, 64), (7, 33, 65), (13, 20, 1100)):
+            weight = random.normal(size=(n, k)).astype(np.float32)
+            x = Draw(rows).rows(rows, k)
+            x.value[:, ::50] *= 20
+            sample = Draw().sample(x, Draw().weight(n, k))
+            label, held = f"linear {name} {n}x{k}, {rows} rows", Array(weight, replace(F32, name=name), weight.shape)
+            yield pack(label, REGISTRY["linear"], sample, {"a1": held}, [row_product(name, x.value, weight)])
 
 
 def product(weight: Array, x: Drawn, label: str) -> bytes:

@@ -18,6 +18,7 @@ PLAIN_FORMATS = ("f32", "f16", "bf16")
 STATE = {"float16": "f16", "int8": "i8"}  # the others are f32
 BLOCK_FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS
+ROW_FORMATS = ("row8", "row16")  # what products may be rounded to; no file holds them
 
 
 def fitting(dtype: DType, k: int) -> int:
@@ -151,6 +152,26 @@ def rounded_to_8_bits(x):
     inverse = np.where(largest > 0, np.float32(127) / np.where(largest > 0, largest, 1), 0).astype(np.float32)
     scale = largest * np.float32(1 / 127)
     return (np.rint(blocks * inverse) * scale).reshape(x.shape)
+
+
+def row_product(products, x, weight):
+    """Return x @ weight.T with both rounded to integers with one scale a row, as src/rows.h defines them."""
+    f32 = np.float32
+    largest = np.abs(weight).max(1)
+    if products == "row8":
+        pairs = np.abs(np.pad(weight, ((0, 0), (0, weight.shape[1] % 2)))).reshape(len(weight), -1, 2).sum(-1).max(1)
+        scale, limit, rms = np.maximum(largest / f32(127), pairs / f32(170.9)), f32(95), np.sqrt((x * x).mean(1))
+        reach = np.minimum(np.abs(x).max(1), 4 * rms.astype(f32))
+    else:
+        scale, limit, reach = largest / f32(2047), f32(2047), np.abs(x).max(1)
+    q = np.round(x * (limit / reach)[:, None]).astype(np.int64)
+    w = np.round(weight / scale[:, None]).astype(np.int64)
+    chunk = 1 << 30 if products == "row8" else 512
+    sums = [(q[:, i : i + chunk] @ w[:, i : i + chunk].T).astype(f32) for i in range(0, x.shape[1], chunk)]
+    total = sums[0]
+    for part in sums[1:]:
+        total = total + part
+    return total * (scale[None] * (reach / limit)[:, None])
 
 
 def as_float64(sample: Sample) -> Sample:

@@ -26,6 +26,7 @@ def test_every_kernel_and_every_weight_format_has_cases(packed):
     assert {name.split()[0] for name in labels} == CpuBackend().kernels()
     for use in ("linear", "embedding"):
         assert all(any(name.startswith(f"{use} {dtype} ") for name in labels) for dtype in native_cases.FORMATS)
+    assert all(any(name.startswith(f"linear {dtype} ") for name in labels) for dtype in native_cases.ROW_FORMATS)
 
 
 def test_the_file_is_the_same_every_time(packed):

@@ -92,6 +92,23 @@ def test_a_vector_is_the_pooled_hidden_state(tiny, backend, mode):
     assert np.allclose(encoder.encode("w1 w2"), pooled / np.linalg.norm(pooled), atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "least"), [("bf16", 0.9999), ("int8", 0.999)])
+def test_faster_dtypes_stay_close_and_keep_their_bits(tiny, dtype, least):
+    """One vector a text, alone and beside others, on every target; and never what "auto" does."""
+    exact, rounded = (
+        open_encoder(tiny).encode(TEXTS),
+        {name: open_encoder(tiny, name, dtype=dtype) for name in RUNNABLE},
+    )
+    vectors = [encoder.encode(TEXTS) for encoder in rounded.values()]
+    assert (vectors[0] * exact).sum(1).mean() > least
+    assert all(same_bits(found, vectors[0]) for found in vectors)
+    auto = open_encoder(tiny, RUNNABLE[-1])
+    assert not same_bits(auto.encode(TEXTS), vectors[0])
+    for encoder in rounded.values():
+        assert same_bits(np.stack([encoder.encode(text) for text in TEXTS]), vectors[0])
+        assert encoder.weights.bytes <= auto.weights.bytes * 1.5  # tiny rows are padded
+
+
 def test_shapes_and_lengths(tiny):
     encoder = open_encoder(tiny)
     assert encoder.encode("w1").shape == (32,)

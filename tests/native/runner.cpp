@@ -178,7 +178,8 @@ Memory fill(void* pool, const Tensor& t, const char* contents, int64_t size) {
   if (tiled < 0) throw std::runtime_error("a matrix that has no tiles");
   Memory tiles(tiled);
   std::memset(tiles.data, 0, size_t(tiled));
-  if (lattice_tile(pool, int32_t(t.dtype), plain.data, int32_t(t.dtype), t.shape[0], t.shape[1], tiles.data) < 0)
+  const lattice::DType from = lattice::is_row(t.dtype) ? lattice::DType::f32 : t.dtype;   // rounded while tiling
+  if (lattice_tile(pool, int32_t(from), plain.data, int32_t(t.dtype), t.shape[0], t.shape[1], tiles.data) < 0)
     throw std::runtime_error(lattice_error());
   return tiles;
 }

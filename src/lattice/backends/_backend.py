@@ -48,8 +48,12 @@ class Backend(ABC):
         """Return the names of the ops this backend can run."""
 
     @abstractmethod
-    def load(self, program: Program, weights: Mapping[str, Array]) -> Any:
-        """Take over the weights that a program uses, in the form its kernels read."""
+    def load(self, program: Program, weights: Mapping[str, Array], *, products: str | None = None) -> Any:
+        """Take over the weights that a program uses, in the form its kernels read.
+
+        `products` allows matrices and what they multiply to be rounded to integers with one scale a row: "row8" to 8
+        bits, "row16" to 12. A backend without such kernels stays exact.
+        """
 
     @abstractmethod
     def state(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -33,8 +33,8 @@ class CpuBackend(Backend):
     def kernels(self) -> frozenset[str]:
         return _kernels(self.core.target)
 
-    def load(self, program: Program, weights: Mapping[str, Array]) -> CpuWeights:
-        return load_weights(self.core, program, weights)
+    def load(self, program: Program, weights: Mapping[str, Array], *, products: str | None = None) -> CpuWeights:
+        return load_weights(self.core, program, weights, products)
 
     def state(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         storage = np.dtype(STORAGE[dtype])

@@ -43,13 +43,15 @@ class MeasuringBackend(CpuBackend):
         self.plans: list[MeasuredPlan] = []
         self.states: list[np.ndarray] = []
 
-    def load(self, program: Program, weights: Any) -> CpuWeights:
+    def load(self, program: Program, weights: Any, *, products: str | None = None) -> CpuWeights:
         """Return where the weights would be, by their headers; `weights` is what a checkpoint's opening gave."""
         self.traced.append(program)
         uses, placed = _uses(program), {}
         for symbol in program.of_kind("weight"):
             header = weights.header(symbol.name)
-            placed[symbol.name] = held(self.core, symbol.shape, header.dtype, uses[symbol.name], header.mapped)
+            use = uses[symbol.name]
+            dtype = products if products and use == "product" else header.dtype
+            placed[symbol.name] = held(self.core, symbol.shape, dtype, use, header.mapped)
         self.loaded.append(CpuWeights(self.core, placed))
         return self.loaded[-1]
 

@@ -22,8 +22,10 @@ SUFFIX = {"Darwin": ".dylib", "Windows": ".dll"}.get(platform.system(), ".so")
 DTYPES = {
     "f32": 0, "f16": 1, "bf16": 2, "i32": 3, "q8_0": 4, "q4_1": 5, "i64": 6,
     "q4_0": 7, "q5_0": 8, "q5_1": 9, "q4_k": 10, "q5_k": 11, "q6_k": 12, "i8": 13,
+    "row8": 14, "row16": 15,
 }  # fmt: skip
-WEIGHT_DTYPES = DTYPES.keys() - {"i8", "i32", "i64"}  # those that products and tables read as they are
+ROW_DTYPES = ("row8", "row16")  # integers with one scale a row, which tiling makes of what a file holds
+WEIGHT_DTYPES = DTYPES.keys() - {"i8", "i32", "i64", *ROW_DTYPES}  # those that products and tables read as they are
 COUNTS = {"T": 0, "R": 1, "S": 2}
 ROWS, TILES = 0, 1
 FAMILIES = (("scalar", "avx2", "avx512"), ("scalar", "neon"))  # a processor that runs a target runs those before it

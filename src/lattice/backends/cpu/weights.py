@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends.cpu.native import DTYPES, ROWS, TILES, WEIGHT_DTYPES, Core, Memory
+from lattice.backends.cpu.native import DTYPES, ROW_DTYPES, ROWS, TILES, WEIGHT_DTYPES, Core, Memory
 from lattice.dtypes import BY_NAME, F32, Array, dense
 from lattice.errors import LatticeWarning, expected
 from lattice.ops import Symbol
@@ -80,7 +80,7 @@ class _Slabs:
         return self.memory, self.memory.address + self.used - size
 
 
-def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> CpuWeights:
+def load_weights(core: Core, program: Program, weights: Mapping[str, Array], products: str | None = None) -> CpuWeights:
     """Place every weight of a program. Formats without a kernel are dequantised to f32, with a notice."""
     uses = _uses(program)
     slabs = _Slabs(core, sum(math.prod(s.shape) for s in program.of_kind("weight") if uses[s.name] == "product"))
@@ -88,7 +88,8 @@ def load_weights(core: Core, program: Program, weights: Mapping[str, Array]) -> 
     dequantised: Counter[str] = Counter()
     for symbol in program.of_kind("weight"):
         array = _fetch(weights, symbol)
-        place = held(core, array.shape, array.dtype.name, uses[symbol.name], not array.data.flags.writeable)
+        use, mapped = uses[symbol.name], not array.data.flags.writeable
+        place = held(core, array.shape, products if products and use == "product" else array.dtype.name, use, mapped)
         if array.dtype.block > 1 and place.dtype == "f32":
             dequantised[array.dtype.name] += 1
         placed[symbol.name] = _tile(core, slabs, array, place) if place.layout == TILES else _rows(array, place)
@@ -122,7 +123,7 @@ def _uses(program: Program) -> dict[str, str]:
 
 def held(core: Core, shape: tuple[int, ...], dtype: str, use: str, mapped: bool) -> Placed:
     """Return how a weight of a stored `dtype` will be held; `mapped`: it comes straight from the file's pages."""
-    kept = dtype if dtype in WEIGHT_DTYPES and use != "vector" else "f32"
+    kept = dtype if (dtype in WEIGHT_DTYPES and use != "vector") or dtype in ROW_DTYPES else "f32"
     if use != "product":
         size = BY_NAME[kept].size(math.prod(shape))
         return Placed(0, kept, ROWS, shape, size, None, use, mapped and kept == dtype)
@@ -133,10 +134,11 @@ def held(core: Core, shape: tuple[int, ...], dtype: str, use: str, mapped: bool)
 
 
 def _tile(core: Core, slabs: _Slabs, array: Array, place: Placed) -> Placed:
-    code = DTYPES[place.dtype]
-    source = array.data if array.dtype.name == place.dtype else np.ascontiguousarray(dense(array), np.float32)
+    as_it_is = array.dtype.name == place.dtype
+    source = array.data if as_it_is else np.ascontiguousarray(dense(array), np.float32)
     memory, address = slabs.take(place.bytes)
-    if core.functions.lattice_tile(core.pool, code, source.ctypes.data, code, *array.shape, address) < 0:
+    read, made = DTYPES[place.dtype if as_it_is or place.dtype not in ROW_DTYPES else "f32"], DTYPES[place.dtype]
+    if core.functions.lattice_tile(core.pool, read, source.ctypes.data, made, *array.shape, address) < 0:
         raise core.error("a matrix to tile")
     return replace(place, address=address, owner=memory)
 

@@ -71,7 +71,7 @@ class ReferenceBackend(Backend):
     def kernels(self) -> frozenset[str]:
         return frozenset(REGISTRY)
 
-    def load(self, program: Program, weights: Mapping[str, Array]) -> Mapping[str, Any]:
+    def load(self, program: Program, weights: Mapping[str, Array], *, products: str | None = None) -> Mapping[str, Any]:
         names = [symbol.name for symbol in program.of_kind("weight")]
         missing = [name for name in names if name not in weights]
         if missing:

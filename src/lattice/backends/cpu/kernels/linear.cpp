@@ -13,6 +13,7 @@
 #include "math.h"
 #include "norm.h"
 #include "quantise.h"
+#include "rows.h"
 #include "tiles.h"
 
 namespace lattice {
@@ -21,7 +22,7 @@ namespace {
 constexpr int64_t private_tokens = 4, private_values = 8192;   // up to here x is prepared by every thread for itself
 constexpr int64_t block_bytes = 256 << 10;                     // activations of a block of tokens: half of a small L2
 constexpr int64_t range_bytes = 256 << 10;                     // weights of a range of panels in decode
-constexpr int forms = 2;
+constexpr int forms = 4;
 
 // ---- 1. forms of x -----------------------------------------------------------------------------------------------
 
@@ -44,7 +45,7 @@ struct Forms {
       if (copied[f]) bytes += round_up(stride[f] * tokens, 64);
     }
   }
-  bool any() const { return copied[0] || copied[1]; }
+  bool any() const { return bytes > 0; }
 };
 
 int64_t row_scratch(const Projection& p) { return round_up(p.k * 4, 64); }   // one normalised row
@@ -59,9 +60,10 @@ void prepare(const Projection& p, const Forms& f, int64_t token, uint8_t* base, 
       for (int64_t i = 0; i < p.k; i += p.norm_group) rms_norm_row(x + i, p.norm_weight, p.norm_group, p.eps, row + i);
     x = row;
   }
-  if (!f.copied[int(Form::records)]) return;
-  uint8_t* to = base + f.offset[int(Form::records)] + token * f.stride[int(Form::records)];
-  quantise_row(x, p.k, reinterpret_cast<Quantised*>(to));
+  auto to = [&](Form form) { return base + f.offset[int(form)] + token * f.stride[int(form)]; };
+  if (f.copied[int(Form::records)]) quantise_row(x, p.k, reinterpret_cast<Quantised*>(to(Form::records)));
+  if (f.copied[int(Form::row8)]) quantise_row8(x, p.k, to(Form::row8));
+  if (f.copied[int(Form::row16)]) quantise_row16(x, p.k, to(Form::row16));
 }
 
 // ---- 3. what follows a product -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "dot.h"
+#include "linear_rows.h"
 #include "tiles.h"
 
 namespace lattice {
@@ -154,7 +155,7 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
 
 // Most tokens of one call, and panels side by side at T tokens.
 template <DType D> constexpr int tokens_limit() {
-  if (is_block(D)) return record_tokens;
+  if (is_block(D) || (D == DType::row8 && registers && !wide)) return record_tokens;
   return wide ? 12 : registers ? 6 : 2;                    // without registers to fill: little code instead
 }
 template <DType D> constexpr int panels_for(int T) {
@@ -175,6 +176,7 @@ static_assert(fits<DType::bf16>() && fits<DType::f16>() && fits<DType::f32>());
 using Kernel = void (*)(const Product&);
 template <DType D, int P, int T> constexpr Kernel kernel_of() {
   if constexpr (is_block(D)) return multiply_blocks<D, P, T>;
+  else if constexpr (is_row(D)) return multiply_rows<D, P, T>;
   else return multiply_floats<D, P, T>;
 }
 struct Row { Kernel best, single; };
@@ -198,6 +200,8 @@ template <class Body> auto with(DType dtype, Body&& body) {
     case DType::q4_k: return body(std::integral_constant<DType, DType::q4_k>());
     case DType::q5_k: return body(std::integral_constant<DType, DType::q5_k>());
     case DType::q6_k: return body(std::integral_constant<DType, DType::q6_k>());
+    case DType::row8: return body(std::integral_constant<DType, DType::row8>());
+    case DType::row16: return body(std::integral_constant<DType, DType::row16>());
     case DType::bf16: return body(std::integral_constant<DType, DType::bf16>());
     case DType::f16: return body(std::integral_constant<DType, DType::f16>());
     default: return body(std::integral_constant<DType, DType::f32>());
@@ -207,9 +211,10 @@ template <class Body> auto with(DType dtype, Body&& body) {
 }  // namespace
 
 Form form_of(DType weights) {
-  return is_block(weights) ? Form::records : Form::floats;
+  return is_block(weights) ? Form::records : weights == DType::row8 ? Form::row8 : weights == DType::row16 ? Form::row16 : Form::floats;
 }
 int64_t form_bytes(Form form, int64_t k) {
+  if (form == Form::row8 || form == Form::row16) return row_stride(form == Form::row8 ? DType::row8 : DType::row16, k);
   return form == Form::records ? k / record_values * int64_t(sizeof(Quantised)) : k * 4;
 }
 int most_tokens(DType weights) {

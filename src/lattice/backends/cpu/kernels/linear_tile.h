@@ -11,8 +11,8 @@
 namespace lattice {
 
 // The form in which the activations of a weight's products are read.
-//   floats   as they are;  records  quantise.h
-enum class Form { floats, records };
+//   floats   as they are;  records  quantise.h;  row8, row16  rows.h
+enum class Form { floats, records, row8, row16 };
 
 Form form_of(DType weights);
 int64_t form_bytes(Form form, int64_t k);            // bytes of one token in that form, rows being contiguous

@@ -20,7 +20,8 @@ namespace lattice {
 // Storage of one element or block. The numbers are mirrored in cpu/native.py.
 enum class DType : int32_t {
   f32 = 0, f16 = 1, bf16 = 2, i32 = 3, q8_0 = 4, q4_1 = 5, i64 = 6,
-  q4_0 = 7, q5_0 = 8, q5_1 = 9, q4_k = 10, q5_k = 11, q6_k = 12, i8 = 13
+  q4_0 = 7, q5_0 = 8, q5_1 = 9, q4_k = 10, q5_k = 11, q6_k = 12, i8 = 13,
+  row8 = 14, row16 = 15   // tiles only: integers with one scale a row (rows.h)
 };
 
 // rows: row-major, as files hold it. tiles: panels of 16 rows (see tiles.h), what the linear kernel reads.
@@ -74,7 +75,8 @@ LATTICE_API void lattice_pool_free(void* pool);
 
 LATTICE_API int32_t lattice_kernel(const char* name);         // number of the kernel of an op, -1: this backend has none
 
-// Tile a row-major (n, k) matrix of `dtype` for the linear kernel, in parallel. f32 may be tiled as f32 or narrowed to f16.
+// Tile a row-major (n, k) matrix of `dtype` for the linear kernel, in parallel. Plain dtypes may be tiled as another,
+// such as f32 narrowed to f16, or rounded to row8 and row16.
 LATTICE_API int64_t lattice_tiled_bytes(int32_t dtype, int64_t n, int64_t k);
 LATTICE_API int32_t lattice_tile(void* pool, int32_t from, const void* source, int32_t to, int64_t n, int64_t k, void* tiles);
 

@@ -4,7 +4,9 @@
 // way (f32 -> f16), rounded to nearest even.
 #include "tiles.h"
 
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -232,7 +234,9 @@ void read_panel_row(const uint8_t* panel, DType dtype, int r, int64_t k, float* 
     return;
   }
   for (int64_t i = 0; i < k; i++)
-    if (dtype == DType::f32) out[i] = floats[i * panel_rows + r];
+    if (dtype == DType::row8) out[i] = floats[r] * float(int8_t(panel[panel_head + i / 4 * 64 + 4 * r + i % 4]));
+    else if (dtype == DType::row16) out[i] = floats[r] * float(int16_t(halves[panel_head / 2 + i / 2 * 32 + 2 * r + i % 2]));
+    else if (dtype == DType::f32) out[i] = floats[i * panel_rows + r];
     else if (dtype == DType::f16) out[i] = from_f16(halves[i * panel_rows + r]);
     else out[i] = from_bf16(halves[i / 2 * 2 * panel_rows + 2 * r + i % 2]);
 }
@@ -253,12 +257,39 @@ void tile_blocks(const uint8_t* source, DType dtype, int rows, int64_t k, uint8_
     }
 }
 
+// q = round_to_even(w / scale), scale = max|w| / limit of the row; in row8 no pair exceeds 172 (rows.h), rounded up or not.
+// Not a number where a weight is not finite.
+void tile_rows(const float* row, DType to, int r, int64_t k, uint8_t* panel) {
+  const bool bytes = to == DType::row8;
+  float largest = 0, pair = 0, odd = 0;
+  for (int64_t i = 0; i < k; i++) {
+    largest = std::max(largest, std::fabs(row[i]));
+    if (i % 2) pair = std::max(pair, std::fabs(row[i]) + std::fabs(row[i - 1]));
+    odd += row[i] - row[i];
+  }
+  const float scale = std::max(largest / float(row_limit(to)), bytes ? pair / 170.9f : 0.0f);
+  const bool usable = odd == 0 && scale > 1e-37f;
+  int32_t sum = 0;
+  for (int64_t i = 0; i < (bytes ? 4 : 2) * row_units(to, k); i++) {
+    const int q = i < k && usable ? int(std::nearbyint(row[i] / scale)) : 0;
+    sum += q;
+    if (bytes) panel[panel_head + i / 4 * 64 + 4 * r + i % 4] = uint8_t(q);
+    else reinterpret_cast<uint16_t*>(panel)[panel_head / 2 + i / 2 * 32 + 2 * r + i % 2] = uint16_t(q);
+  }
+  reinterpret_cast<float*>(panel)[r] = scale + odd;
+  reinterpret_cast<int32_t*>(panel)[16 + r] = bytes ? -row8_offset * sum : 0;
+}
+
 void tile_plain(const uint8_t* source, DType from, DType to, int rows, int64_t k, float* row, uint8_t* panel) {
   auto* halves = reinterpret_cast<uint16_t*>(panel);
   auto* floats = reinterpret_cast<float*>(panel);
   for (int r = 0; r < panel_rows; r++) {
     if (r < rows) read_file_row(source + r * row_bytes(from, k), from, k, row);
     else std::memset(row, 0, size_t(k) * 4);
+    if (is_row(to)) {
+      tile_rows(row, to, r, k, panel);
+      continue;
+    }
     for (int64_t i = 0; i < k; i++)
       if (to == DType::f32) floats[i * panel_rows + r] = row[i];
       else if (to == DType::f16) halves[i * panel_rows + r] = to_f16(row[i]);
@@ -295,6 +326,7 @@ int32_t lattice_tile(void* pool, int32_t from, const void* source, int32_t to, i
   const DType in = DType(from), out = DType(to);
   if (lattice_tiled_bytes(from, n, k) < 0 || lattice_tiled_bytes(to, n, k) < 0)
     return fail("[cpu.tile] expected a dtype with tiles and whole blocks of k, got k " + std::to_string(k));
+  if (is_row(in)) return fail("[cpu.tile] expected rows of a dtype that files hold, got integers with a scale a row");
   if (is_block(out) && in != out)   // encoding into blocks is dtypes' work, in Python
     return fail("[cpu.tile] expected blocks to stay in their format, got another");
   const int64_t panels = round_up(n, panel_rows) / panel_rows, size = panel_bytes(out, k);

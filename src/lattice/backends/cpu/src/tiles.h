@@ -20,6 +20,11 @@
 //   q6_k                256 k; head: f16 d[16]; 32 bytes unused, which keeps vectors aligned; i8 s[16 groups][16]
 // So every number is the file's own; only the 6-bit scales of k-quants became bytes (2 to 3 % more memory).
 //
+// Integers with one scale a row (rows.h), rounded from a plain dtype while tiling; f32 scale[16]; i32 start[16], what a sum
+// starts from; then:
+//   row8   vector i/4: i8 number 4r + i%4 = w[r][i]      (k padded to 32 with zeros)
+//   row16  vector i/2: i16 number 2r + i%2 = w[r][i]     (k padded to 16)
+//
 // Plain formats:
 //   bf16  vector i/2: u16 number 2r + i%2 = w[r][i]          (k padded to even with zeros)
 //   f16   half vector i: u16 number r = w[r][i]
@@ -65,6 +70,18 @@ constexpr Format format(DType dtype) {
 constexpr bool is_block(DType dtype) { return format(dtype).block != 0; }
 inline int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
+// row8 and row16: units of 4 bytes in a row of k, the largest weight, and what row8 adds to activations: an unsigned byte is
+// what x86 multiplies by a signed one.
+constexpr bool is_row(DType dtype) { return dtype == DType::row8 || dtype == DType::row16; }
+constexpr int row_limit(DType dtype) { return dtype == DType::row8 ? 127 : 2047; }
+#if defined(__ARM_FEATURE_DOTPROD)
+constexpr int row8_offset = 0;
+#else
+constexpr int row8_offset = 95;
+#endif
+constexpr int panel_head = 128;
+inline int64_t row_units(DType dtype, int64_t k) { return dtype == DType::row8 ? round_up(k, 32) / 4 : round_up(k, 16) / 2; }
+
 // Bytes of one panel, and of a row in layout rows. 0: the dtype has no tiles (or no such row).
 inline int64_t panel_bytes(DType dtype, int64_t k) {
   const Format f = format(dtype);
@@ -73,6 +90,8 @@ inline int64_t panel_bytes(DType dtype, int64_t k) {
     case DType::bf16: return round_up(k, 2) * panel_rows * 2;
     case DType::f16: return k * panel_rows * 2;
     case DType::f32: return k * panel_rows * 4;
+    case DType::row8:
+    case DType::row16: return panel_head + 64 * row_units(dtype, k);
     default: return 0;
   }
 }
