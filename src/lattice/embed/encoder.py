@@ -48,7 +48,7 @@ def load_encoder(
     it (Matryoshka) keeps its quality: where a known model is not, there is a LatticeWarning; where it is, no fewer
     than it was trained for are accepted (32 for Qwen3-Embedding).
     `dtype` "auto" and "f32" are exact; "bf16" is faster at a cosine of 0.9999 and more to them, "int8" fastest at 0.999
-    (docs/decisions/0008).
+    (docs/decisions/0010).
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
