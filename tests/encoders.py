@@ -8,18 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends.cpu import CpuBackend, best_target, targets
+from lattice.backends.cpu import CpuBackend, runnable_targets
 from lattice.backends.reference import ReferenceBackend
 from lattice.embed import Encoder
 from lattice.models import family
 from lattice.weights.load import open_model
 
-SLOWEST_FIRST = {
-    "avx512": ("scalar", "avx2", "avx512"),
-    "avx2": ("scalar", "avx2"),
-    "neon": ("scalar", "neon"),
-}
-RUNNABLE = [name for name in SLOWEST_FIRST.get(best_target(), ("scalar",)) if name in targets()]
+RUNNABLE = runnable_targets()
 BACKENDS: dict[str, Any] = {"reference": ReferenceBackend, **{name: partial(CpuBackend, name) for name in RUNNABLE}}
 
 

@@ -50,12 +50,12 @@ def libraries(archive: zipfile.ZipFile, folder: Path) -> list[str]:
         if best not in files:
             return [f"there is no library for {best}, only for {sorted(files)}"]
         library = ctypes.CDLL(archive.extract(files[best], folder))
-        library.lattice_target.restype = library.lattice_best_target.restype = ctypes.c_char_p
+        library.lattice_target.restype = library.lattice_runnable_targets.restype = ctypes.c_char_p
         if library.lattice_target().decode() != best:
             return [f"{files[best]} says that it is for {library.lattice_target().decode()}"]
         opened.append(best)
         if best == "scalar":
-            best = library.lattice_best_target().decode()
+            best = library.lattice_runnable_targets().decode().split()[-1]
     return []
 
 

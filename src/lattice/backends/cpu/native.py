@@ -1,6 +1,7 @@
 """The native core through ctypes: which library fits this processor, its functions, its structs, its memory.
 
-Every target (scalar, avx2, avx512, neon) is a library of its own; the scalar one runs everywhere and names the best.
+Every target (scalar, avx2, avxvnni, avx512, neon) is a library of its own; the scalar one runs everywhere and names
+those that this processor runs.
 The structs mirror src/abi.h.
 """
 
@@ -28,7 +29,6 @@ ROW_DTYPES = ("row8", "row16")  # integers with one scale a row, which tiling ma
 WEIGHT_DTYPES = DTYPES.keys() - {"i8", "i32", "i64", *ROW_DTYPES}  # those that products and tables read as they are
 COUNTS = {"T": 0, "R": 1, "S": 2}
 ROWS, TILES = 0, 1
-FAMILIES = (("scalar", "avx2", "avx512"), ("scalar", "neon"))  # a processor that runs a target runs those before it
 
 
 class Tensor(Structure):
@@ -52,7 +52,7 @@ class Record(Structure):
 SIGNATURES = {
     "lattice_error": (c_char_p, ()),
     "lattice_target": (c_char_p, ()),
-    "lattice_best_target": (c_char_p, ()),
+    "lattice_runnable_targets": (c_char_p, ()),
     "lattice_alloc": (c_void_p, (c_int64, c_int32)),
     "lattice_free": (None, (c_void_p, c_int64)),
     "lattice_pool_new": (c_void_p, (c_int32,)),
@@ -76,9 +76,8 @@ def targets() -> list[str]:
 
 def runnable_targets() -> list[str]:
     """Return the installed targets that this processor runs, the portable one first and the fastest last."""
-    best = library("scalar").lattice_best_target().decode()
-    family = next(family for family in FAMILIES if best in family)
-    return [target for target in family[: family.index(best) + 1] if target in targets()]
+    installed = targets()
+    return [target for target in library("scalar").lattice_runnable_targets().decode().split() if target in installed]
 
 
 @cache

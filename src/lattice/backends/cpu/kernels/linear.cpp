@@ -71,8 +71,7 @@ void prepare(const Projection& p, const Forms& f, int64_t token, uint8_t* base, 
 struct Tile {
   int64_t row, token;        // first row of the weight and first token
   int panels, tokens;
-  float *out, *up;           // [tokens][16 * panels], `stride` floats from token to token; up only when gated
-  int stride;
+  float *out, *up;           // [tokens][16 * panels]; up only when gated
 };
 
 // y = f(out + bias) [* (up + bias_up)] [+ residual] of one tile.
@@ -86,11 +85,11 @@ void finish(const Projection& p, const Output& output, const Tile& tile) {
     for (int t = 0; t < tile.tokens; t++) {
       const int64_t at = (tile.token + t) * n + tile.row;
       auto value = [&](int i, auto part) {
-        vf v = load(tile.out + t * tile.stride + i);
+        vf v = load(tile.out + t * width + i);
         if (bias) v = v + part(bias + tile.row + i);
         v = f(v);
         if (p.gated) {
-          vf up = load(tile.up + t * tile.stride + i);
+          vf up = load(tile.up + t * width + i);
           if (up_bias) up = up + part(up_bias + tile.row + i);
           v = v * up;
         }
@@ -119,25 +118,18 @@ void multiply_range(const Projection& p, const Source& source, int which, int64_
   const int largest = int((tokens + tiles - 1) / tiles);
   int side = most_panels(output.weight->dtype, largest);   // panels side by side
   if (p.gated && side != most_panels(p.output[1].weight->dtype, largest)) side = 1;
-  // Two panels of one product side by side are one of gate and one of up: both stay in the first cache for all tokens.
-  const bool paired = p.gated && side == 2 && output.weight->dtype == p.output[1].weight->dtype;
-  if (paired) side = 1;
   alignas(64) float out[2][group_values];
   for (int64_t panel = begin; panel < end;) {
     const int panels = panel + side <= end ? side : 1;
     for (int64_t i = 0; i < tiles; i++) {
       const int64_t from = first + tokens * i / tiles, to = first + tokens * (i + 1) / tiles;
-      const int count = paired ? 2 : panels, stride = panel_rows * count;
-      float* up = paired ? out[0] + panel_rows : out[1];
-      const Tile tile{panel * panel_rows, from, panels, int(to - from), out[0], up, stride};
-      for (int j = 0; j < (paired ? 1 : pair); j++) {
+      const Tile tile{panel * panel_rows, from, panels, int(to - from), out[0], out[1]};
+      for (int j = 0; j < pair; j++) {
         const Tensor& w = *p.output[which + j].weight;
         const int form = int(p.output[which + j].form());
-        int64_t step = panel_bytes(w.dtype, p.k);
-        const auto* weights = static_cast<const uint8_t*>(w.data) + panel * step;
-        if (paired) step = static_cast<const uint8_t*>(p.output[1].weight->data) + panel * step - weights;
+        const auto* weights = static_cast<const uint8_t*>(w.data) + panel * panel_bytes(w.dtype, p.k);
         const uint8_t* x = source.x[form] + from * source.stride[form];
-        multiply(w.dtype, count, tile.tokens, {weights, step, x, source.stride[form], p.k, out[j], stride});
+        multiply(w.dtype, panels, tile.tokens, {weights, x, source.stride[form], p.k, out[j], panel_rows * panels});
       }
       finish(p, output, tile);
     }

@@ -36,10 +36,11 @@ template <DType D, int P, int T> void multiply_floats(const Product& a) {
   constexpr int V = P * panel_vectors;
   constexpr int pair = D == DType::bf16 ? 2 : 1;                          // k in one vector
   constexpr int bytes = D == DType::f16 ? 2 * panel_rows : 4 * panel_rows;   // of one vector of 16 rows
+  const int64_t panel = panel_bytes(D, a.k);
   const uint8_t* w[P];
   const float* x[T];
   LATTICE_UNROLL
-  for (int p = 0; p < P; p++) w[p] = a.panel + p * a.panel_step;
+  for (int p = 0; p < P; p++) w[p] = a.panel + p * panel;
   LATTICE_UNROLL
   for (int t = 0; t < T; t++) x[t] = reinterpret_cast<const float*>(a.x + t * a.x_stride);
   vf sum[V][T];
@@ -94,6 +95,7 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
   constexpr int V = P * panel_vectors, groups = record_values / f.group;
   constexpr int records = f.tile_values() / record_values, bytes = groups * f.group_bytes();   // of a tile, a record
   constexpr bool in_memory = !wide && V * T > 4;
+  const int64_t panel = panel_bytes(D, a.k);
   const Quantised* x[T];
   vf sum[V][T];
   LATTICE_UNROLL
@@ -110,7 +112,7 @@ template <DType D, int P, int T> void multiply_blocks(const Product& a) {
     const int8_t* factors[V];
     LATTICE_UNROLL
     for (int v = 0; v < V; v++) {
-      const uint8_t* tile = a.panel + v / panel_vectors * a.panel_step + b / records * f.tile_bytes();
+      const uint8_t* tile = a.panel + v / panel_vectors * panel + b / records * f.tile_bytes();
       head[v] = tile + 2 * (v % panel_vectors * lanes);
       factors[v] = reinterpret_cast<const int8_t*>(tile + 64) + v % panel_vectors * lanes;
       vectors[v] = tile + f.head() + b % records * bytes + v % panel_vectors * vector_bytes;

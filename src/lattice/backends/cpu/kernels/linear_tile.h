@@ -23,8 +23,7 @@ constexpr int group_values = 768;                    // no call makes more: pane
 constexpr int group_tokens = 12;                     // a multiple of every most_tokens
 
 struct Product {
-  const uint8_t* panel;                              // the first panel
-  int64_t panel_step;                                // bytes to the next one
+  const uint8_t* panel;                              // the first panel; the others follow it
   const uint8_t* x;                                  // the first token
   int64_t x_stride;                                  // bytes between tokens
   int64_t k;

@@ -64,7 +64,7 @@ struct Record {
 // Functions that can fail return nullptr or a negative number and put a message into lattice_error().
 LATTICE_API const char* lattice_error(void);                  // last error of this thread
 LATTICE_API const char* lattice_target(void);                 // this library's target: "scalar", "avx2", "avx512", ...
-LATTICE_API const char* lattice_best_target(void);            // what this processor can run; only asked of "scalar"
+LATTICE_API const char* lattice_runnable_targets(void);       // by this processor, the fastest last; only asked of "scalar"
 
 // Zeroed memory, 64-byte aligned; huge: asks for huge pages, for what is read as a whole.
 LATTICE_API void* lattice_alloc(int64_t bytes, int32_t huge);

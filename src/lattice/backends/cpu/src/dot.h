@@ -10,7 +10,7 @@
 //   Bytes                  a weight vector, four unsigned bytes of each of `lanes` rows
 //     load_bytes(p)        from vector_bytes bytes of any alignment
 //     only<m>(a), a | b    bit by bit; m: the same byte everywhere
-//     up<n>(a), down<n>(a) shifted by n bits; what comes in from a neighbouring byte is for the caller to mask
+//     down<n>(a)           shifted by n bits; what comes in from a neighbouring byte is for the caller to mask
 //   Whole                  an int32 in each lane
 //     whole(i)             the same in all lanes
 //     mix<a, b>(half)      a * half[0] + b * half[1] in all lanes
@@ -54,6 +54,17 @@ template <int N, class Body> LATTICE_INLINE void repeat(Body&& body) {
 #endif
 
 namespace lattice {
+
+#if defined(LATTICE_VNNI)   // vpdpbusd: nothing saturates, and every weight is four unsigned bytes
+template <int bits> struct Sum {
+  Whole sum;
+
+  static LATTICE_INLINE Bytes prepare(Bytes w) { return w; }
+  LATTICE_INLINE void start(Whole seed) { sum = seed; }
+  template <int i> LATTICE_INLINE void add(Bytes w, Four q) { sum = add_fours(sum, w.v, q.v); }
+  LATTICE_INLINE vf total(Whole) const { return floats(sum); }
+};
+#endif
 
 // How a group of weights of so many bits (tiles.h) lies in its vectors, 64 bytes apart. Step i yields `units` vectors of
 // bytes, the j-th of them unit(i, j) of the group.

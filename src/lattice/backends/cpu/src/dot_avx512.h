@@ -10,7 +10,6 @@ struct Bytes { __m512i v; };
 LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 template <int m> LATTICE_INLINE Bytes only(Bytes a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(m))}; }
 LATTICE_INLINE Bytes operator|(Bytes a, Bytes b) { return {_mm512_or_si512(a.v, b.v)}; }
-template <int n> LATTICE_INLINE Bytes up(Bytes a) { return n ? Bytes{_mm512_slli_epi16(a.v, n)} : a; }
 template <int n> LATTICE_INLINE Bytes down(Bytes a) { return n ? Bytes{_mm512_srli_epi16(a.v, n)} : a; }
 
 struct Whole { __m512i v; };
@@ -29,13 +28,16 @@ template <int j> LATTICE_INLINE Four four(const int8_t* q) {
   return {_mm512_set1_epi32(bytes)};
 }
 
-template <int bits> struct Sum {
-  __m512i sum;
+// sum + four products u8 x s8, sum + two products of 16 bits, sum + other or sum - other (sign -1), in each lane.
+LATTICE_INLINE Whole add_fours(Whole sum, __m512i u, __m512i s) { return {_mm512_dpbusd_epi32(sum.v, u, s)}; }
+LATTICE_INLINE Whole add_pairs(Whole sum, __m512i a, __m512i b) { return {_mm512_dpwssd_epi32(sum.v, a, b)}; }
+LATTICE_INLINE Whole add_signed(Whole sum, Whole other, int32_t sign) {
+  const __m512i s = _mm512_set1_epi32(sign);
+  return {_mm512_add_epi32(sum.v, _mm512_sub_epi32(_mm512_xor_si512(other.v, s), s))};
+}
+LATTICE_INLINE Whole load_whole(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+LATTICE_INLINE vf floats(Whole a) { return {_mm512_cvtepi32_ps(a.v)}; }
 
-  static LATTICE_INLINE Bytes prepare(Bytes w) { return w; }
-  LATTICE_INLINE void start(Whole seed) { sum = seed.v; }
-  template <int i> LATTICE_INLINE void add(Bytes w, Four q) { sum = _mm512_dpbusd_epi32(sum, w.v, q.v); }
-  LATTICE_INLINE vf total(Whole) const { return {_mm512_cvtepi32_ps(sum)}; }
-};
+#define LATTICE_VNNI 1
 
 }  // namespace lattice

@@ -15,10 +15,6 @@ template <int m> LATTICE_INLINE Bytes only(Bytes a) {
   return {vandq_u8(a.low, vdupq_n_u8(m)), vandq_u8(a.high, vdupq_n_u8(m))};
 }
 LATTICE_INLINE Bytes operator|(Bytes a, Bytes b) { return {vorrq_u8(a.low, b.low), vorrq_u8(a.high, b.high)}; }
-template <int n> LATTICE_INLINE Bytes up(Bytes a) {
-  if constexpr (n == 0) return a;
-  else return {vshlq_n_u8(a.low, n), vshlq_n_u8(a.high, n)};
-}
 template <int n> LATTICE_INLINE Bytes down(Bytes a) {
   if constexpr (n == 0) return a;
   else return {vshrq_n_u8(a.low, n), vshrq_n_u8(a.high, n)};

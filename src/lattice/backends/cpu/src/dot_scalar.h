@@ -15,7 +15,6 @@ template <class Body> LATTICE_INLINE Bytes each_byte(Body&& body) {
 LATTICE_INLINE Bytes load_bytes(const uint8_t* p) { return each_byte([&](int i) { return p[i]; }); }
 template <int m> LATTICE_INLINE Bytes only(Bytes a) { return each_byte([&](int i) { return a.v[i] & m; }); }
 LATTICE_INLINE Bytes operator|(Bytes a, Bytes b) { return each_byte([&](int i) { return a.v[i] | b.v[i]; }); }
-template <int n> LATTICE_INLINE Bytes up(Bytes a) { return each_byte([&](int i) { return a.v[i] << n; }); }
 template <int n> LATTICE_INLINE Bytes down(Bytes a) { return each_byte([&](int i) { return a.v[i] >> n; }); }
 
 struct Whole { int32_t i; };

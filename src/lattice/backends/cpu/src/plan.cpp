@@ -204,7 +204,7 @@ using namespace lattice;
 const char* lattice_error(void) { return last_error.c_str(); }
 const char* lattice_target(void) { return LATTICE_TARGET; }
 
-const char* lattice_best_target(void) { return platform::best_target(); }
+const char* lattice_runnable_targets(void) { return platform::runnable_targets(); }
 
 void* lattice_alloc(int64_t bytes, int32_t huge) {
   void* memory = platform::allocate(bytes, huge != 0);

@@ -97,34 +97,12 @@ inline void quantise_row16(const float* x, int64_t k, uint8_t* to) {
 //   total(start)        with an int32 of each lane added to it, as floats
 template <int bits> struct RowSum;
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 template <int bits> struct RowSum {
-  __m512i sum = _mm512_setzero_si512();
-  LATTICE_INLINE void add(Bytes w, Four q) {
-    sum = bits == 8 ? _mm512_dpbusd_epi32(sum, q.v, w.v) : _mm512_dpwssd_epi32(sum, w.v, q.v);
-  }
-  LATTICE_INLINE void add(RowSum other, int32_t sign) {
-    const __m512i s = _mm512_set1_epi32(sign);
-    sum = _mm512_add_epi32(sum, _mm512_sub_epi32(_mm512_xor_si512(other.sum, s), s));
-  }
-  LATTICE_INLINE vf total(const int32_t* start) const {
-    return {_mm512_cvtepi32_ps(_mm512_add_epi32(sum, _mm512_loadu_si512(start)))};
-  }
-};
-#elif defined(__AVX2__)
-template <int bits> struct RowSum {
-  __m256i sum = _mm256_setzero_si256();
-  LATTICE_INLINE void add(Bytes w, Four q) {
-    const __m256i products = bits == 8 ? widen_pairs(_mm256_maddubs_epi16(q.v, w.v)) : _mm256_madd_epi16(w.v, q.v);
-    sum = keep(_mm256_add_epi32(sum, products));
-  }
-  LATTICE_INLINE void add(RowSum other, int32_t sign) {
-    const __m256i s = _mm256_set1_epi32(sign);
-    sum = _mm256_add_epi32(sum, _mm256_sub_epi32(_mm256_xor_si256(other.sum, s), s));
-  }
-  LATTICE_INLINE vf total(const int32_t* start) const {
-    return {_mm256_cvtepi32_ps(_mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i*)start)))};
-  }
+  Whole sum = whole(0);
+  LATTICE_INLINE void add(Bytes w, Four q) { sum = bits == 8 ? add_fours(sum, q.v, w.v) : add_pairs(sum, w.v, q.v); }
+  LATTICE_INLINE void add(RowSum other, int32_t sign) { sum = add_signed(sum, other.sum, sign); }
+  LATTICE_INLINE vf total(const int32_t* start) const { return floats(add_signed(sum, load_whole(start), 0)); }
 };
 #elif defined(__ARM_FEATURE_DOTPROD)
 template <int bits> struct RowSum {

@@ -17,13 +17,14 @@
 //   a < b, a == b             a vmask; false where either is not a number
 //   select(m, yes, no)        yes where m holds;   bits(m): lane i as bit i;   any(m): whether one holds
 //   load_f16, store_f16       `lanes` halves at p; to halves: to nearest even;   load_f16_n, store_f16_n: n of them
-//   load_bf16, load_bf16_n    the same of bf16
+//   load_bf16                 the same of bf16
 //   load_bf16_pair(p, e)      value e (0 or 1) of each of the `lanes` pairs at p
 //   load_i8, store_i8         `lanes` int8 at p; to int8: to nearest even, saturating, a NaN becomes -128
 //   reduce_add, reduce_max    in one fixed tree: lane i with lane i + lanes/2, and so on down to one
 //   reduce_add(sums)          of `parts` vectors, sixteen partial sums on every target: all targets give the same bits. The
 //                             plain form is for sums that are exact anyway
 #pragma once
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -39,23 +40,14 @@
 // Before a loop of a few constant iterations over an array of vectors: unrolled, the array lives in registers.
 #if defined(__clang__)
 #define LATTICE_UNROLL _Pragma("clang loop unroll(full)")
-#define LATTICE_INLINE inline __attribute__((always_inline))
-#elif defined(__GNUC__)
-#define LATTICE_UNROLL _Pragma("GCC unroll 16")
-#define LATTICE_INLINE inline __attribute__((always_inline))
 #else
-#define LATTICE_UNROLL
-#define LATTICE_INLINE inline
+#define LATTICE_UNROLL _Pragma("GCC unroll 16")
 #endif
+#define LATTICE_INLINE inline __attribute__((always_inline))
 
 namespace lattice {
 
-template <class To, class From> inline To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  std::memcpy(&to, &from, sizeof to);
-  return to;
-}
+using std::bit_cast;
 
 // ---- one value ---------------------------------------------------------------------------------------------------
 
@@ -133,11 +125,6 @@ inline void store_f16_n(uint16_t* p, vf a, int n) {
   uint16_t x[lanes];
   store_f16(x, a);
   std::memcpy(p, x, size_t(n) * sizeof *p);
-}
-inline vf load_bf16_n(const uint16_t* p, int n) {
-  uint16_t x[lanes] = {};
-  std::memcpy(x, p, size_t(n) * sizeof *p);
-  return load_bf16(x);
 }
 
 }  // namespace lattice

@@ -40,7 +40,7 @@ inline vf operator+(vf a, vf b) { return each([&](int i) { return a.v[i] + b.v[i
 inline vf operator-(vf a, vf b) { return each([&](int i) { return a.v[i] - b.v[i]; }); }
 inline vf operator*(vf a, vf b) { return each([&](int i) { return a.v[i] * b.v[i]; }); }
 inline vf operator/(vf a, vf b) { return each([&](int i) { return a.v[i] / b.v[i]; }); }
-#if defined(__GNUC__) && !defined(__FP_FAST_FMAF)
+#if !defined(__FP_FAST_FMAF)
 __attribute__((noinline))   // or every unrolled product repeats its instructions: megabytes of code, minutes of compiling
 #endif
 inline vf fma(vf a, vf b, vf c) { return each([&](int i) { return fma_one(a.v[i], b.v[i], c.v[i]); }); }
