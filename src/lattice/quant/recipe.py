@@ -1,6 +1,6 @@
 """What becomes of each parameter: recipes as data, the rules of `weights/blocks.py` by name.
 
-q8        8 bits everywhere
+q8        8 bits, 16 where those cost most: values, an encoder's first feed-forward matrix
 q4        4 bits, more where errors are dear: embedding, head, values, what goes back into the residual stream
 quarot4   q4 of a model whose residual stream is turned first (`rotate.py`)
 """
