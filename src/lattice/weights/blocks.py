@@ -20,7 +20,7 @@ KEPT: Rules = tuple(
     for name in ("position_embeddings", "token_type_embeddings", "conv1d", ".mlp.gate", "shared_expert_gate")
 )
 LOADED: dict[str, Rules] = {  # what `load` rounds to by itself, to the nearest
-    # Values are 2 % of a generator and a third of its error; an encoder's result is a mean over what the other two make.
+    # Values are 2 % of a generator and a third of its error; an encoder's result is a mean over the other two.
     "q8": (
         *KEPT,
         ("*.v_proj", "f16"),
