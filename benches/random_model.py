@@ -3,8 +3,8 @@
     python -m benches random-model OUT.gguf [--size 0.8b] [--dtype q8_0] [--seed 0]
 
 Matrices are drawn as blocks: random quants under one scale, chosen so that values have a standard deviation of about
-0.02. Norms are near 1, decays as a trained model has them. The same seed and NumPy give the same file. A vocabulary of
-numbered tokens stands in for the tokenizer: prompts are token ids.
+0.02. Norms are near 1, decays as a trained model has them. The same seed and NumPy give the same file. The vocabulary
+is as large as the model's, and every token but a byte is a merge of two, so that it weighs what a real one does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lattice.dtypes import BY_NAME, F32, Array
+from lattice.tokenizers.stream import byte_table
 from lattice.weights.gguf_write import write_gguf
 
 # layers, hidden, intermediate, query heads, K/V heads, key heads, value heads: the published configs
@@ -42,6 +43,7 @@ def main() -> None:
 def metadata(size: str, layers: int) -> dict[str, Any]:
     """Return the metadata of a size with so many layers."""
     _, hidden, intermediate, heads, kv_heads, key_heads, value_heads = SIZES[size]
+    tokens, merges = vocabulary()
     return {
         "general.architecture": "qwen35", "general.name": f"random {size}",
         "qwen35.block_count": layers, "qwen35.context_length": 262_144, "qwen35.embedding_length": hidden,
@@ -54,10 +56,19 @@ def metadata(size: str, layers: int) -> dict[str, Any]:
         "qwen35.ssm.time_step_rank": value_heads, "qwen35.ssm.inner_size": value_heads * STATE,
         "qwen35.full_attention_interval": INTERVAL,
         "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": [f"t{number}" for number in range(VOCAB)],
-        "tokenizer.ggml.token_type": [1] * VOCAB, "tokenizer.ggml.merges": ["t 0"],
+        "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": [1] * VOCAB, "tokenizer.ggml.merges": merges,
         "tokenizer.ggml.eos_token_id": VOCAB - 1,
     }  # fmt: skip
+
+
+def vocabulary() -> tuple[list[str], list[str]]:
+    """Return the tokens, all bytes before those of two and then of three, and the merges that make them."""
+    tokens = sorted(byte_table(), key=byte_table().__getitem__)
+    merges = []
+    for left, right in (divmod(number, 256) for number in range(VOCAB - 256)):
+        tokens.append(tokens[left] + tokens[right])
+        merges.append(f"{tokens[left]} {tokens[right]}")
+    return tokens, merges
 
 
 def tensors(size: str, layers: int, dtype: str, seed: int) -> dict[str, Array]:

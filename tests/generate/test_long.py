@@ -64,12 +64,12 @@ def test_a_pool_for_long_sequences_touches_no_memory(tmp_path):
     assert resident() - before < 50e6
 
 
-@pytest.mark.parametrize("marks", [(), (100, 20_000, 29_999)])
+@pytest.mark.parametrize("marks", [(), (100, 20_000, 29_999), tuple(range(500, 30_000, 300))])
 def test_snapshots_of_a_long_prompt_stay_within_the_budget(tmp_path, marks):
     path = hybrid_model(tmp_path, max_position_embeddings=LONG, layer_types=["linear_attention"] * 4)
     engine = load(path, context=LONG).engine
     prompt = draw_tokens(30_000)
     engine.append(engine.begin(prompt, 30_001, marks), prompt)
-    wanted = {64 << i for i in range(9)} | {29_999, *(marks or (30_000 - (32 << i) for i in range(9)))}
-    assert sorted(len(entry) for entry in engine.prefixes.entries) == sorted(wanted)
+    wanted, kept = {29_999, *(marks or (29_968, 29_744))}, {len(entry) for entry in engine.prefixes.entries}
+    assert kept == wanted if len(wanted) < 16 else kept < wanted and 29_999 in kept
     assert engine.pool.used <= engine.pool.budget

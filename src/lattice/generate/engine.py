@@ -40,7 +40,7 @@ CHUNK = 512  # tokens of a prefill step
 CONTEXT = 8192  # positions of a sequence, where the model offers more and nobody asked
 SEQUENCES = 2  # full-length sequences that the pools hold; memory that no token reached is never touched
 SNAPSHOTS = 16  # kept recurrent states that they hold besides
-TAIL = 32  # tokens before its end is a prompt's state kept where nobody says where messages end, and twice that, ...
+TAILS = (32, 256)  # tokens before its end is a prompt's state kept where nobody says where messages end
 OF_MEMORY = 0.25  # of the machine's is the most that pools take unasked, but for one full-length sequence
 KV_DTYPES = {"auto": None, "f32": "f32", "f16": "f16", "q8": "i8"}  # q8: with a factor for each key and value
 SCORED_BYTES = 64 << 20  # logits of a step that wants many rows
@@ -238,10 +238,8 @@ class Engine:
             return [length]  # serves whatever is shorter
         # One token before the end: that serves the same prompt, of which one token must run, and every longer one.
         marks = {length - 1, *asked}
-        # Of a beginning that is shared, at least half is reused: positions double from the start.
-        marks.update(PAGE_TOKENS << i for i in range((length // PAGE_TOKENS).bit_length()))
-        if not asked:  # of an end that is not, at most twice is run: they double from there, too
-            marks.update(length - (TAIL << i) for i in range((length // TAIL // 2).bit_length()))
+        if not asked:  # few: a state can take what 1,700 tokens of keys and values take
+            marks.update(length - tail for tail in TAILS if 2 * tail <= length)
         if known >= reused + PAGE_TOKENS:
             marks.add(known)  # here another prompt parted from this one: a third may, too
         return sorted(mark for mark in marks if reused < mark < length)

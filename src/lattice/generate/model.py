@@ -94,6 +94,7 @@ class LanguageModel:
             )
         self.config = opened.config
         self._texts = Texts(opened.checkpoint)
+        self._texts.prepare()
         self._engine: Engine | None = Engine(
             opened,
             backend,

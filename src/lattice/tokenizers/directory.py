@@ -56,7 +56,7 @@ def load_tokenizer(path: str | Path, *, check_patterns: bool = True) -> Tokenize
         mark = settings.get("lattice")
         pieces = isinstance(mark, dict) and isinstance(mark.get("sentencepiece"), dict)
         library = parse_library(data, check_patterns=check_patterns)
-        return assemble(library, settings, _templates(directory, settings), json.loads(data) if pieces else {})
+        return assemble(library, settings, _templates(directory, settings), data if pieces else None)
     source = _find(directory)
     data = read_bytes(source, LIMIT)
     if tiktoken.is_ranks(data):
@@ -106,7 +106,7 @@ def _assembled(
 ) -> Tokenizer:
     _add_tokens(document, count, settings, read_settings(directory / "added_tokens.json"))
     data = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-    pieces = document if "lattice" in settings else {}
+    pieces = data if "lattice" in settings else None
     return assemble(parse_library(data, name), settings, _templates(directory, settings), pieces)
 
 

@@ -113,8 +113,8 @@ def _keep(directory: Path, data: bytes, settings: dict[str, Any]) -> None:
 def _assembled(library: Library, data: bytes, settings: Mapping[str, Any]) -> Tokenizer:
     template = settings.get("chat_template")
     templates = {"default": template} if isinstance(template, str) else {}
-    pieces = json.loads(data) if isinstance(settings["lattice"].get("sentencepiece"), dict) else {}
-    return assemble(library, settings, templates, pieces)
+    pieces = isinstance(settings["lattice"].get("sentencepiece"), dict)
+    return assemble(library, settings, templates, data if pieces else None)
 
 
 def _build(metadata: Mapping[str, Any]) -> Built:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -156,9 +157,10 @@ def _byte(value: int) -> str:
 
 
 class Encoder:
-    """Gives the ids of texts without the special tokens around them; made of a library object and `settings`."""
+    """Gives the ids of texts without the special tokens around them; made of a library object, its tokenizer.json
+    and `settings`."""
 
-    def __init__(self, library: Library, document: Mapping[str, Any], settings: Mapping[str, Any]):
+    def __init__(self, library: Library, data: bytes, settings: Mapping[str, Any]):
         types, charsmap = _checked(settings)
         added = library.get_added_tokens_decoder()
         apart = {t.content: n for n, t in added.items() if t.special or n >= len(types)}
@@ -174,7 +176,7 @@ class Encoder:
         self.library = library
         self.unigram: Unigram | None = None
         if settings["kind"] == "unigram":
-            self._read(document, types, settings["byte_fallback"])
+            self._read(json.loads(data), types, settings["byte_fallback"])
         library.normalizer = None  # texts arrive normalised
         library.encode_special_tokens = True  # ... and without special tokens: whatever looks like one is text
 

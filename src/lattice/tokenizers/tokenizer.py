@@ -225,9 +225,9 @@ def _check_numbering(library: Library, document: Mapping[str, Any], where: str) 
 
 
 def assemble(
-    library: Library, settings: Mapping[str, Any], templates: Mapping[str, str], document: Mapping[str, Any]
+    library: Library, settings: Mapping[str, Any], templates: Mapping[str, str], pieces: bytes | None = None
 ) -> Tokenizer:
-    """Return a Tokenizer of a library object and the settings of a tokenizer_config.json; `document` is the
+    """Return a Tokenizer of a library object and the settings of a tokenizer_config.json; `pieces` is the
     tokenizer.json of a SentencePiece vocabulary."""
     special = {name: text for name in _NAMES if (text := _token_text(settings.get(name), name)) is not None}
     ids = guarded("tokenizer", "a tokenizer that encodes", lambda: library.encode("a").ids, FormatError)
@@ -240,13 +240,13 @@ def assemble(
         eos = _added(library, special, "eos_token")
         suffix = () if ids[-1:] == [eos] else (eos,)
     encoder = None
-    if document:
+    if pieces is not None:
         plain = library.encode("a", add_special_tokens=False).ids
         at = next((n for n in range(len(ids)) if ids[n : n + len(plain)] == plain), 0)
         prefix, suffix = (*prefix, *ids[:at]), (*ids[at + len(plain) :], *suffix)
         rules = settings["lattice"]["sentencepiece"]
         encoder = guarded(
-            "tokenizer.json", "a SentencePiece vocabulary", lambda: Encoder(library, document, rules), FormatError
+            "tokenizer.json", "a SentencePiece vocabulary", lambda: Encoder(library, pieces, rules), FormatError
         )
     longest = settings.get("model_max_length")
     return Tokenizer(

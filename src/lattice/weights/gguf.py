@@ -307,6 +307,7 @@ class GGUFFile:
         _check_split(reader, self.metadata)
         self._entries = _read_table(reader, tensors, _alignment(reader, self.metadata))
         self.names = list(self._entries)
+        release_pages(self._mapping, 0, reader.at)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries

@@ -1,13 +1,14 @@
 """Weights as the CPU kernels read them: matrices of products in tiles, tables, experts and vectors in rows.
 
-Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one tensor.
-Tables and experts stay in the mapped file, of which a step touches the rows it needs. How a weight will be held is
-decided from its header alone (`held`), so that what a model takes is known before it is read.
+Every matrix is streamed from its file into tiles once and then owned here; the peak is the model plus one band of it.
+Tables and experts stay in the mapped file, of which a step touches the rows it needs; vectors are copied. How a
+weight will be held is decided from its header alone (`held`), so that what a model takes is known before it is read.
 """
 
 from __future__ import annotations
 
 import math
+import mmap
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from lattice.ops import Symbol
 from lattice.program import Program
 
 PRODUCTS = {"linear": ("weight",), "project": ("w1", "w2", "w3", "w4")}
+BAND = 16 << 20  # bytes of a file that are tiled before their pages are let go
 MAPPED = {"embedding": ("table",), "mixture": ("gate", "up", "down")}
 
 
@@ -126,7 +128,7 @@ def held(core: Core, shape: tuple[int, ...], dtype: str, use: str, mapped: bool)
     kept = dtype if (dtype in WEIGHT_DTYPES and use != "vector") or dtype in ROW_DTYPES else "f32"
     if use != "product":
         size = BY_NAME[kept].size(math.prod(shape))
-        return Placed(0, kept, ROWS, shape, size, None, use, mapped and kept == dtype)
+        return Placed(0, kept, ROWS, shape, size, None, use, mapped and kept == dtype and use == "mapped")
     size = core.functions.lattice_tiled_bytes(DTYPES[kept], *shape)
     if size < 0:
         raise expected("cpu", f"a matrix that {kept} tiles can hold", shape)
@@ -138,11 +140,32 @@ def _tile(core: Core, slabs: _Slabs, array: Array, place: Placed) -> Placed:
     source = array.data if as_it_is else np.ascontiguousarray(dense(array), np.float32)
     memory, address = slabs.take(place.bytes)
     read, made = DTYPES[place.dtype if as_it_is or place.dtype not in ROW_DTYPES else "f32"], DTYPES[place.dtype]
-    if core.functions.lattice_tile(core.pool, read, source.ctypes.data, made, *array.shape, address) < 0:
-        raise core.error("a matrix to tile")
+    rows, columns = array.shape
+    band, filled = max(1, BAND * rows // source.nbytes // 64) * 64, address  # 64 rows: whole panels of tiles
+    for begin in range(0, rows, band):
+        part = source.reshape(rows, -1)[begin : begin + band]
+        if core.functions.lattice_tile(core.pool, read, part.ctypes.data, made, len(part), columns, filled) < 0:
+            raise core.error("a matrix to tile")
+        filled += core.functions.lattice_tiled_bytes(made, len(part), columns)
+        _let_go(part)
     return replace(place, address=address, owner=memory)
 
 
+def _let_go(rows: np.ndarray) -> None:
+    """Let the system drop the pages of a mapped file under rows that were read, where it can."""
+    root: Any = rows
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    mapping = root.base.obj if isinstance(root.base, memoryview) else None
+    advice = getattr(mmap, "MADV_DONTNEED", None)  # absent on Windows
+    if isinstance(mapping, mmap.mmap) and advice is not None:
+        begin = rows.ctypes.data - root.ctypes.data
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        mapping.madvise(advice, first, begin + rows.nbytes - first)
+
+
 def _rows(array: Array, place: Placed) -> Placed:
+    """Place rows. Vectors are copied: they lie all over the file, and each would bring the pages around it."""
     data = array.data if array.dtype.name == place.dtype else np.ascontiguousarray(dense(array), np.float32)
+    data = data if place.mapped or data.flags.writeable else data.copy()
     return replace(place, address=data.ctypes.data, owner=data)

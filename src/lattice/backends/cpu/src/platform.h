@@ -90,6 +90,7 @@ inline void leave_core(int) {}
 #endif
 
 constexpr int64_t huge_page = int64_t(2) << 20;
+constexpr int64_t own_pages = int64_t(64) << 10;   // from here on a buffer has pages of its own, none before its first use
 constexpr int64_t line = 64;           // bytes of a cache line, and the alignment of every buffer
 
 // Zeroed memory aligned to 64 bytes, from 2 MiB on to 2 MiB; `huge` asks for huge pages there. nullptr: none left.
@@ -98,17 +99,18 @@ inline void* allocate(int64_t bytes, bool huge = true) {
   if (bytes < 0) return nullptr;
 #if defined(_WIN32)
   (void)huge;
-  if (bytes >= huge_page) return VirtualAlloc(nullptr, size_t(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
+  if (bytes >= own_pages) return VirtualAlloc(nullptr, size_t(bytes), MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
   size_t size = size_t((bytes + line) / line * line);
   void* memory = _aligned_malloc(size, line);
 #else
-  if (bytes >= huge_page) {
-    // Reserve one huge page more than needed and cut off what lies before and after the aligned part.
-    size_t size = size_t((bytes + huge_page - 1) / huge_page * huge_page), whole = size + size_t(huge_page);
+  if (bytes >= own_pages) {
+    // Reserve one unit more than needed and cut off what lies before and after the aligned part.
+    int64_t unit = bytes >= huge_page ? huge_page : own_pages;
+    size_t size = size_t((bytes + unit - 1) / unit * unit), whole = size + size_t(unit);
     void* reserved = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (reserved == MAP_FAILED) return nullptr;
     uintptr_t base = reinterpret_cast<uintptr_t>(reserved);
-    uintptr_t aligned = (base + uintptr_t(huge_page) - 1) / uintptr_t(huge_page) * uintptr_t(huge_page);
+    uintptr_t aligned = (base + uintptr_t(unit) - 1) / uintptr_t(unit) * uintptr_t(unit);
     if (aligned > base) munmap(reserved, aligned - base);
     uintptr_t end = base + whole, aligned_end = aligned + size;
     if (end > aligned_end) munmap(reinterpret_cast<void*>(aligned_end), end - aligned_end);
@@ -128,10 +130,11 @@ inline void* allocate(int64_t bytes, bool huge = true) {
 inline void release(void* memory, int64_t bytes) {
   if (!memory) return;
 #if defined(_WIN32)
-  if (bytes >= huge_page) VirtualFree(memory, 0, MEM_RELEASE);
+  if (bytes >= own_pages) VirtualFree(memory, 0, MEM_RELEASE);
   else _aligned_free(memory);
 #else
-  if (bytes >= huge_page) munmap(memory, size_t((bytes + huge_page - 1) / huge_page * huge_page));
+  int64_t unit = bytes >= huge_page ? huge_page : own_pages;
+  if (bytes >= own_pages) munmap(memory, size_t((bytes + unit - 1) / unit * unit));
   else std::free(memory);
 #endif
 }
