@@ -32,7 +32,8 @@ from op_harness import (
 )
 
 from lattice.backends._backend import Capacity
-from lattice.backends.cpu.native import COUNTS, DTYPES, ROWS, TILES
+from lattice.backends._inputs import COUNTS
+from lattice.backends.cpu.native import DTYPES, ROWS, TILES
 from lattice.backends.cpu.plan import STORAGE, _flat_arguments, _parameters
 from lattice.backends.cpu.weights import _uses
 from lattice.dtypes import BY_NAME, F32, Array, dense, encode

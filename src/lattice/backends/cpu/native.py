@@ -27,7 +27,6 @@ DTYPES = {
 }  # fmt: skip
 ROW_DTYPES = ("row8", "row16")  # integers with one scale a row, which tiling makes of what a file holds
 WEIGHT_DTYPES = DTYPES.keys() - {"i8", "i32", "i64", *ROW_DTYPES}  # those that products and tables read as they are
-COUNTS = {"T": 0, "R": 1, "S": 2}
 ROWS, TILES = 0, 1
 
 

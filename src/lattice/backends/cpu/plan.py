@@ -10,19 +10,18 @@ import ctypes
 import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from operator import gt
 from typing import Any
 
 import numpy as np
 
 from lattice.backends._backend import Capacity, Plan
-from lattice.backends.cpu.native import COUNTS, DTYPES, ROWS, Core, Record, Tensor
+from lattice.backends._inputs import COUNTS, fields, write
+from lattice.backends.cpu.native import DTYPES, ROWS, Core, Record, Tensor
 from lattice.backends.cpu.weights import CpuWeights, Placed
 from lattice.errors import expected
 from lattice.ops import Symbol
 from lattice.program import Node, Program, place
-from lattice.step import PAGE_TOKENS, Sampling, Step
+from lattice.step import Sampling, Step
 
 STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16, "i8": np.int8}
 # Enumerations of src/abi.h, for attributes that are words.
@@ -52,9 +51,7 @@ class CpuPlan(Plan):
         self.arena = core.memory(self.layout.peak)
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.handle = self._build(weights, state)
-        limits = _limits(program)
-        symbols = program.of_kind("step", "sampling", "input")
-        self.fields = [_Field.of(s, self.inputs[s.name], limits.get(s.name)) for s in symbols]
+        self.fields = fields(program, self.inputs)
         self.counts = np.zeros(3, np.int32)
 
     # ---- memory ----------------------------------------------------------------------------------------------------
@@ -125,26 +122,7 @@ class CpuPlan(Plan):
     # ---- running ---------------------------------------------------------------------------------------------------
     def write(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> None:
         """Copy a step's inputs into the plan's buffers and set its counts; everything is checked here."""
-        given = {**vars(step)} if step is not None else {}
-        if sampling is not None:
-            given.update(vars(sampling))
-        given.update(inputs)
-        counts = [-1, -1, -1]
-        for field in self.fields:
-            value = given.get(field.name)
-            if value is not None:
-                field.write(np.asarray(value), counts)
-        self.counts[:] = np.maximum(counts, 0)
-        if step is not None:
-            _check_ragged("offsets", step.offsets, counts[0], least=1)
-            if len(step.rows) and not _below(np.asarray(step.rows), counts[0]):
-                raise expected("cpu", f"rows from 0 to {counts[0] - 1}", np.asarray(step.rows).tolist())
-        if sampling is not None:
-            edits = len(sampling.edit_ids)
-            _check_ragged("edit_offsets", sampling.edit_offsets, edits, least=0)
-            if len(sampling.edit_bias) != edits or len(sampling.edit_counts) != edits:
-                got = f"{len(sampling.edit_bias)} and {len(sampling.edit_counts)}"
-                raise expected("cpu", f"edit_bias and edit_counts of {edits} entries, as edit_ids has", got)
+        write(self.fields, self.counts, step, sampling, inputs)
 
     def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return copies of the outputs."""
@@ -183,61 +161,6 @@ def run_plans(plans: Sequence[CpuPlan]) -> None:
         raise core.error("a step that runs")
 
 
-@dataclass(frozen=True)
-class _Field:
-    """An input buffer: the count that leads it, and the exclusive limit of its values where they address memory."""
-
-    name: str
-    buffer: np.ndarray
-    count: int  # index of the count, -1 for none
-    extra: int  # entries beyond the count: 1 for offsets
-    limit: int | None
-    least: int = 0  # -1 where that stands for none
-
-    @classmethod
-    def of(cls, symbol: Symbol, buffer: np.ndarray, limit: int | None) -> _Field:
-        lead = symbol.shape[0] if symbol.shape else 0
-        name, _, extra = lead.partition("+") if isinstance(lead, str) else ("", "", "")
-        least = -1 if symbol.kind == "step" and symbol.name == "saves" else 0
-        return cls(symbol.name, buffer, COUNTS.get(name, -1), int(extra or 0), limit, least)
-
-    def write(self, value: np.ndarray, counts: list[int]) -> None:
-        """Copy `value` into the buffer and note its count."""
-        buffer = self.buffer
-        if value.ndim != buffer.ndim or any(map(gt, value.shape, buffer.shape)):
-            raise expected("cpu", f"{self.name} of at most {buffer.shape}", value.shape)
-        if (
-            self.limit is not None
-            and value.size
-            and not _below(value - self.least if self.least else value, self.limit - self.least)
-        ):
-            wanted = f"{self.name} from {self.least} to {self.limit - 1}"
-            raise expected("cpu", wanted, f"{value.min()} to {value.max()}")
-        if self.count >= 0:
-            count = len(value) - self.extra
-            if counts[self.count] not in (-1, count):
-                raise expected("cpu", f"{counts[self.count]} entries of {self.name}", count)
-            counts[self.count] = count
-        if value.ndim == 1:
-            buffer[: len(value)] = value
-        else:
-            buffer[tuple(map(slice, value.shape))] = value
-
-
-def _below(value: np.ndarray, limit: int) -> bool:
-    """Return whether all values are at least 0 and below the limit: as unsigned numbers, one comparison."""
-    unsigned = value.view(np.uint32) if value.dtype == np.int32 else value.astype(np.int64).view(np.uint64)
-    return bool(np.maximum.reduce(unsigned, axis=None) < limit)
-
-
-def _check_ragged(name: str, offsets: np.ndarray, total: int, least: int) -> None:
-    """Raise unless offsets lead from 0 to `total` in parts of at least `least`."""
-    offsets = np.asarray(offsets)
-    sound = len(offsets) > 0 and offsets[0] == 0 and offsets[-1] == total
-    if not sound or (offsets[1:] - offsets[:-1] < least).any():
-        raise expected("cpu", f"{name} from 0 to {total} in steps of at least {least}", offsets.tolist())
-
-
 def _flat_arguments(node: Node) -> Iterator[Symbol | None]:
     """Yield the inputs of a node, a Step or Sampling expanded to its fields."""
     for argument in node.args:
@@ -267,36 +190,3 @@ def _describe(address: int, dtype: str, shape: tuple[int, ...], count: int, layo
 
 def _weight_tensor(weight: Placed) -> Tensor:
     return _describe(weight.address, weight.dtype, weight.shape, -1, weight.layout)
-
-
-def _limits(program: Program) -> dict[str, int]:
-    """Return (exclusive) limits of inputs that address memory: they are checked before every step."""
-    limits: dict[str, int] = {}
-    made = {id(output): node for node in program.nodes for output in node.outputs}
-
-    def bound(symbol: Symbol, limit: int) -> None:
-        node = made.get(id(symbol))
-        if node is not None and node.op.name == "unpadded_positions":
-            symbol, limit = node.args[0].positions, limit - node.attributes["padding"] - 1
-        limits[symbol.name] = min(limit, limits.get(symbol.name, limit))
-
-    for node in program.nodes:
-        arguments = dict(zip(node.op.inputs, node.args, strict=True))
-        if node.op.name == "embedding":
-            bound(arguments["ids"], arguments["table"].shape[0])
-        elif node.op.name == "mixture":
-            bound(arguments["ids"], arguments["gate"].shape[0])
-        elif node.op.name == "take_rows" and isinstance(arguments["x"].shape[0], int):
-            bound(arguments["rows"], arguments["x"].shape[0])
-        elif node.op.name == "append_kv":
-            step = arguments["step"]
-            bound(step.page_table, arguments["k_pages"].shape[0])
-            bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
-        elif node.op.name in ("slot_conv1d", "slot_gated_delta"):
-            for field in (arguments["step"].slots, arguments["step"].saves):
-                bound(field, arguments["state"].shape[0])
-        elif node.op.name == "sample":
-            bound(arguments["sampling"].edit_ids, arguments["logits"].shape[-1])
-        elif node.op.name == "logprobs":
-            bound(arguments["tokens"], arguments["logits"].shape[-1])
-    return limits
