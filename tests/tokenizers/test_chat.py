@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -177,3 +178,24 @@ def test_any_source_gives_text_or_our_error(fragment: str, frame: str) -> None:
 def test_content_is_never_code(messages: list) -> None:
     wanted = "".join(f"<{m['role']}>{m['content']}" for m in messages)
     assert text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}", messages) == wanted
+
+
+def test_the_deadline_is_not_lost_in_a_callback_of_the_collector() -> None:
+    """An exception in such a callback is printed and lost: the template's next step must raise it instead."""
+
+    def late(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            until = time.thread_time() + 0.5  # past the deadline, without calling anything written in Python
+            while time.thread_time() < until:
+                pass
+            (lambda: None)()
+
+    gc.callbacks.append(late)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        with pytest.raises(TemplateError, match="ends within"):
+            text("{% for i in range(10000) %}{% set x = [[i], [i]] %}{% endfor %}")
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(late)

@@ -20,6 +20,7 @@ INTEGER_BITS = 4096  # of a product or power
 SECONDS, MESSAGE_SECONDS = 0.2, 0.01  # of one render, and more for every message: long talks are honest
 COMPILE_SECONDS = 1.0
 FILENAME = "<chat template>"
+OURS = ("jinja2", "lattice")  # packages whose frames can let a Stop through; the template's own code is the third
 
 
 class Stop(BaseException):
@@ -97,9 +98,12 @@ class Tracer:
         sys.settrace(self.previous)
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        self.budget.check_time()
+        # A stranger's frame may be a callback of the collector or a finaliser, where an exception is printed and lost.
+        template = frame.f_code.co_filename == FILENAME
+        if template or frame.f_globals.get("__name__", "").partition(".")[0] in OURS:
+            self.budget.check_time()
         # Lines are followed in the template only: a library's loops call something for every item.
-        return self._line if frame.f_code.co_filename == FILENAME else None
+        return self._line if template else None
 
     def _line(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any]:
         self.budget.check_time()
