@@ -24,7 +24,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 
 .PHONY: help setup native demo test fuzz check lint types sizes rules warnings clang windows \
-	check-arm sanitize cases wheel bench format clean
+	check-arm sanitize cases wheel bench gpu-test gpu-bench format clean
 
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -125,6 +125,12 @@ wheel: $(VENV)/.stamp  ## the wheel that users install, built from nothing and c
 	rm -rf build/wheel
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(BIN)/python tools/wheel.py build/wheel
+
+gpu-test: setup  ## the tests of the GPU backend on this machine's card
+	LATTICE_TEST_CARD=1 $(BIN)/python -m pytest -q tests/backends/test_wgpu.py
+
+gpu-bench: setup  ## decode and prefill on this machine's card, a random model; BENCH_ARGS is handed on
+	$(BIN)/python -m benches gpu --profile $(BENCH_ARGS)
 
 bench: setup  ## speed beside the rivals; BENCH_ARGS is handed on
 	$(BIN)/pip install --quiet --editable '.[bench]'

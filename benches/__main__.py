@@ -15,6 +15,8 @@ NAMES = {
     "random-model": "write a GGUF of Qwen3.5's geometry with random weights, for the others to run",
     "table": "every cell beside its rival, into docs/benchmarks.md",
     "scaling": "prefill and decode at contexts from 64 to 8192, beside llama.cpp",
+    "gpu": "decode and prefill on the graphics card",
+    "memory": "most resident bytes beside llama.cpp",
     "start": "import, first token from process start, Python's share of a step",
 }
 

@@ -86,7 +86,6 @@ def cell(name: str, unit: str, pair: Pair, found: Rounds, speed: Callable[[Any],
         "ratio_by_round": spread(ratios), "lattice": spread(ours), "theirs": spread(theirs),
         "bandwidth_gb_s": spread(found.bandwidth), "integer_peak": spread(found.peak),
         "unsteady": found.unsteady, "disturbed": found.disturbed, "dropped": not pair.keep_all,
-        "memory": {worker.name: worker.memory() for worker in (pair.ours, pair.theirs)},
         "time": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), **more,
     }  # fmt: skip
     shown = "no round was kept" if middle is None else f"{middle:.2f}x {pair.theirs.name} ({len(ratios)} rounds)"

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from benches.embed import SLICE, cases
+from benches.memory import section
 from benches.pairs import ALLOWED, Pair, cell
 from benches.plot import bars
 from benches.report import cores, emit, heading, machine, say
@@ -57,12 +58,12 @@ ABOUT = """# Beside the rivals
 `python -m benches table` from `{file}`, which has every figure, its spread and the versions. Same files, in turns
 within one run; ratio: of medians (round by round, lowest to highest). Roof: the share of the read bandwidth (decode:
 weights, state read and written, keys and values) or of the integer products (prefill) that were measured in the same
-rounds. Memory: most resident bytes, ours by theirs. In the plot black marks are floors, green ones aims.
+rounds. In the plot black marks are floors, green ones aims.
 
 ![ratios]({plot})
 
-| | Lattice | rival | ratio | floor | aim | roof | memory | |
-|---|---|---|---|---|---|---|---|---|
+| | Lattice | rival | ratio | floor | aim | roof | |
+|---|---|---|---|---|---|---|---|
 """
 
 
@@ -192,9 +193,8 @@ class Table:
                         found = pair.measure(texts=chosen, repeats=repeats)
                         count = len(chosen)
                         speed = lambda one, count=count: count / float(np.median(one))  # noqa: E731
-                        # No memory: the rival exports its model in the process that is measured.
-                        more = {"cosine": cosine, "memory": {}}
-                        self.keep(cell(label, "texts/s", pair, found, speed, floor=floor, aim=aim) | more)
+                        goal = {"floor": floor, "aim": aim, "cosine": cosine}
+                        self.keep(cell(label, "texts/s", pair, found, speed, **goal))
 
     def cosine(self, worker: Worker, texts: list[str]) -> float:
         """The mean cosine of a worker's vectors with our own in f32."""
@@ -238,10 +238,13 @@ def _hog() -> Iterator[None]:
 # ---- docs/benchmarks.md --------------------------------------------------------------------------------------------
 def render(out: Path, markdown: Path) -> None:
     """Write the table and the plot from the last line of every cell."""
-    records = {}
+    records, held = {}, {}
     for line in out.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        records[record["name"]] = record
+        if record["kind"] == "memory":
+            held[record["name"], record["depth"]] = record
+        else:
+            records[record["name"]] = record
     if not records:
         return
     last = list(records.values())[-1]
@@ -250,7 +253,8 @@ def render(out: Path, markdown: Path) -> None:
         f"{last['machine']}, {last['cores']} cores, as many threads each; {last['time']} UTC, commit {last['commit']}"
     )
     text = ABOUT.format(where=where, file=out.name, plot=plot.name)
-    markdown.write_text(text + "\n".join(map(_row, records.values())) + "\n", encoding="utf-8")
+    text += "\n".join(map(_row, records.values())) + "\n" + section(list(held.values()))
+    markdown.write_text(text, encoding="utf-8")
     drawn = [
         (r["name"], r["ratio"], r["floor"], r["aim"] if (r["aim"] or 0) >= 1 else None)
         for r in records.values()
@@ -263,7 +267,7 @@ def _row(record: dict[str, Any]) -> str:
     def number(value: float | None, digits: int = 1) -> str:
         return "" if value is None else f"{value:,.{digits}f}"
 
-    ratio, between, held = record["ratio"], record["ratio_by_round"], list(record["memory"].values())
+    ratio, between = record["ratio"], record["ratio_by_round"]
     aim, remarks = record["aim"], []
     goal = "" if aim is None else f"{100 * aim:.0f} % of the roof" if aim < 1 else number(aim, 2)
     if record["small"] or not record["dropped"]:
@@ -279,7 +283,7 @@ def _row(record: dict[str, Any]) -> str:
         "none kept" if ratio is None else f"{ratio:.2f} ({between['low']:.2f} to {between['high']:.2f})",
         number(record["floor"], 2), goal,
         f"{100 * record['roof']:.0f} %" if "roof" in record else "",
-        f"{held[0] / held[1]:.2f}" if len(held) == 2 and all(held) else "", "; ".join(remarks),
+        "; ".join(remarks),
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lattice.dtypes import Array
+from lattice.errors import LatticeError, expected
 from lattice.program import Program
-from lattice.step import Step
+from lattice.step import Sampling, Step
+
+# Attributes that are words among a few: the numbers are what kernels in C++ see.
+CHOICES: dict[str, dict[Any, int]] = {
+    "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4},
+    "mode": {"mean": 0, "cls": 1, "last": 2},
+    "norm": {None: -1, "rms": 0, "layer": 1},
+}
 
 
 @dataclass(frozen=True)
@@ -31,17 +39,47 @@ class Capacity:
 
 
 class Plan(ABC):
-    """A compiled program."""
+    """A compiled program.
+
+    Plans of the CPU and of cards have buffers that a step is written into, and outputs that the next step overwrites:
+    `inputs` by name and `counts` (T, R, S) may be written straight, by who knows that they fit; `outputs` by name can
+    be read, and be bound to the inputs of another plan. The reference's have neither.
+    """
+
+    inputs: Mapping[str, np.ndarray]
+    outputs: Mapping[str, Any]
+    counts: np.ndarray
 
     @abstractmethod
-    def run(self, step: Step | None = None, **inputs: Any) -> dict[str, np.ndarray]:
+    def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return the outputs by name, as arrays that the caller owns."""
+
+    def write(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> None:
+        """Copy a step's inputs into the buffers and set the counts; LatticeError where they do not fit together."""
+        raise self._without_buffers()
+
+    def output(self, name: str) -> np.ndarray:
+        """Return an output of the last step, as many rows as it had; the next step may overwrite it."""
+        raise self._without_buffers()
+
+    def together(self, plans: Sequence[Any]) -> None:
+        """Run plans of this backend, whose steps are written, one after another."""
+        raise self._without_buffers()
+
+    def _without_buffers(self) -> LatticeError:
+        return expected("plan", "a backend whose plans keep buffers", type(self).__name__)
+
+
+def run_plans(plans: Sequence[Plan]) -> None:
+    """Run plans whose steps are written, one after another, at once."""
+    plans[0].together(plans)
 
 
 class Backend(ABC):
     """A place where programs run."""
 
     name: str
+    target: str  # what its results may depend on: a family of instructions, a card
 
     @abstractmethod
     def kernels(self) -> frozenset[str]:
@@ -56,11 +94,19 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def state(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    def state(self, shape: tuple[int, ...], dtype: str) -> Any:
         """Return a zeroed state buffer."""
 
     @abstractmethod
     def compile(
-        self, program: Program, weights: Any, capacity: Capacity, state: Mapping[str, np.ndarray] | None = None
+        self,
+        program: Program,
+        weights: Any = None,
+        capacity: Capacity | None = None,
+        state: Mapping[str, Any] | None = None,
+        bound: Mapping[str, Any] | None = None,
     ) -> Plan:
-        """Plan a program over loaded weights and state buffers (by name of the state input)."""
+        """Plan a program over loaded weights and state buffers (by name of the state input).
+
+        `bound` gives inputs what another plan puts out.
+        """

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from lattice.cli._app import DTYPE, KV, MODEL_HELP, dim, emit, example, load, style
+from lattice.cli._app import DEVICE, DTYPE, KV, MODEL_HELP, dim, emit, example, load, style
 from lattice.cli._generate import (
     CONTEXT,
     FREQUENCY,
@@ -76,13 +76,14 @@ def chat(
     think: bool | None = THINK,
     thinking_budget: int | None = THINKING_BUDGET,
     context: int | None = CONTEXT,
+    device: str = DEVICE,
     dtype: str = DTYPE,
     kv: str = KV,
     json: bool = typer.Option(False, "--json", help="Print one JSON object an answer, one a line."),
 ) -> None:
     """Talk with a model; /help lists what else can be typed."""
     bias = parse_bias(logit_bias)
-    lm = load(model, dtype=dtype, kv=kv, context=context)
+    lm = load(model, device=device, dtype=dtype, kv=kv, context=context)
     asked = dict(thinking=think, thinking_budget=thinking_budget)
     lm.chat_prompt([{"role": "user", "content": "x"}], **asked)  # raises now what would fail every time
     options = dict(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from lattice.cli._app import (
+    DEVICE,
     JSON,
     MODEL_HELP,
     dim,
@@ -52,6 +53,7 @@ def embed(
     document: bool = typer.Option(False, "--document", help="Texts to be found: its prompt for documents."),
     dimensions: int | None = typer.Option(None, "--dimensions", help="Shorten the vectors to this many numbers."),
     normalize: bool = typer.Option(True, "--normalize/--no-normalize", help="Scale vectors to unit length."),
+    device: str = DEVICE,
     dtype: str = typer.Option(
         "auto", "--dtype", help="auto, f32 or f16: exact; bf16: faster, cosine 0.9999; int8: fastest, cosine 0.999."
     ),
@@ -71,7 +73,7 @@ def embed(
     fetch(as_source(model))
     with waiting(f"loading {model}"):
         encoder = lattice.load_encoder(
-            model, dtype=dtype, dimensions=dimensions
+            model, device=device, dtype=dtype, dimensions=dimensions
         )  # by its name, which tells its prompts
     options: dict[str, Any] = {"normalize": normalize}
     start = perf_counter()

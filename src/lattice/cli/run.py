@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from lattice.cli._app import DTYPE, JSON, KV, MODEL_HELP, emit, example, load, read_text
+from lattice.cli._app import DEVICE, DTYPE, JSON, KV, MODEL_HELP, emit, example, load, read_text
 from lattice.cli._generate import (
     CONTEXT,
     FREQUENCY,
@@ -61,6 +61,7 @@ def run(
     think: bool | None = THINK,
     thinking_budget: int | None = THINKING_BUDGET,
     context: int | None = CONTEXT,
+    device: str = DEVICE,
     dtype: str = DTYPE,
     kv: str = KV,
     verbose: bool = typer.Option(False, "--verbose", "-v", help="Say how fast it was, on standard error."),
@@ -77,7 +78,7 @@ def run(
         raise typer.BadParameter("only --json prints them", param_hint="--logprobs without --json")
     bias = parse_bias(logit_bias)
     text = read_text("-") if prompt == "-" else prompt
-    lm = load(model, dtype=dtype, kv=kv, context=context)
+    lm = load(model, device=device, dtype=dtype, kv=kv, context=context)
     asked: str | list[dict[str, str]] = text
     if not raw and (system is not None or "default" in lm.tokenizer.templates):
         asked = [{"role": "system", "content": system}] if system is not None else []

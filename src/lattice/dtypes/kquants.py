@@ -40,7 +40,7 @@ def _affine(block: np.ndarray, s: np.ndarray, m: np.ndarray, quants: np.ndarray,
     grouped -= (_f32(block["low"]) * m)[:, :, None]
 
 
-def _scales_and_mins(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def scales_and_mins(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the eight 6-bit scales and eight 6-bit mins of q4_k and q5_k from their 12 bytes.
 
     Bytes 0-3 hold scales 0-3 and bytes 4-7 mins 0-3 in their low 6 bits; their top 2 bits are the top bits of
@@ -53,7 +53,7 @@ def _scales_and_mins(packed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def pack_scales_and_mins(s: np.ndarray, m: np.ndarray) -> np.ndarray:
-    """Return the 12 bytes of scales and mins (n, 8) below 64: the inverse of `_scales_and_mins`."""
+    """Return the 12 bytes of scales and mins (n, 8) below 64: the inverse of `scales_and_mins`."""
     high = [s[:, 4:] >> 4 << 6, m[:, 4:] >> 4 << 6]
     return np.concatenate([s[:, :4] | high[0], m[:, :4] | high[1], s[:, 4:] & 15 | m[:, 4:] << 4], axis=1)
 
@@ -74,13 +74,13 @@ def _unpack_q3_k(blocks: np.ndarray, out: np.ndarray) -> None:
 
 def _unpack_q4_k(blocks: np.ndarray, out: np.ndarray) -> None:
     block = view(blocks, Q4_K_LAYOUT)
-    s, m = _scales_and_mins(block["scales"])
+    s, m = scales_and_mins(block["scales"])
     _affine(block, s, m, planes(block["quants"], 32, 4), out)
 
 
 def _unpack_q5_k(blocks: np.ndarray, out: np.ndarray) -> None:
     block = view(blocks, Q5_K_LAYOUT)
-    s, m = _scales_and_mins(block["scales"])
+    s, m = scales_and_mins(block["scales"])
     quants = planes(block["quants"], 32, 4) | (planes(block["high"], 32, 1) << 4)
     _affine(block, s, m, quants, out)
 

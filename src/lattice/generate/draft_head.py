@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lattice.backends.cpu import CpuPlan, run_plans
+from lattice.backends._backend import Plan, run_plans
 from lattice.generate import cache
 from lattice.generate.drafts import Drafter, Draws, Source
 from lattice.generate.sampling import Sampler
@@ -34,13 +34,13 @@ class DraftHead(Source):
     def __init__(self, engine: Engine):
         self.engine = engine
         self.written: Sampler | None = None  # whose settings the buffers hold
-        self._plans: tuple[CpuPlan, CpuPlan] | None = None
+        self._plans: tuple[Plan, Plan] | None = None
 
     def start(self, sequence: cache.Sequence, sampler: Sampler, prompt: Sequence[int], max_tokens: int) -> Drafter:
         """Return a drafter that follows a sequence's hidden states."""
         return HeadDrafter(self, sequence, sampler, len(prompt))
 
-    def plans(self) -> tuple[CpuPlan, CpuPlan]:
+    def plans(self) -> tuple[Plan, Plan]:
         """Return the plans of the head and of its draws, compiled at the first call; under the engine's lock."""
         if self._plans is None:
             self._plans = self.engine.head_plans(ROWS)
@@ -103,7 +103,7 @@ class HeadDrafter(Drafter):
                 last = 0
         return drafts
 
-    def _catch_up(self, tokens: Sequence[int], count: int, *then: CpuPlan) -> int:
+    def _catch_up(self, tokens: Sequence[int], count: int, *then: Plan) -> int:
         """Read the first `count` rows that wait; return the index of the last of them."""
         plan, _ = self._head.plans()
         if self._first != self._read:
@@ -116,7 +116,7 @@ class HeadDrafter(Drafter):
         self._read = self._first
         return count - 1
 
-    def _write(self, plan: CpuPlan, tokens: Sequence[int], position: int) -> None:
+    def _write(self, plan: Plan, tokens: Sequence[int], position: int) -> None:
         """Write a step of the head: the tokens behind the hidden states from `position` on."""
         inputs, count, start = plan.inputs, len(tokens), position - self._origin
         table = self._sequence.table[0, self._origin // PAGE_TOKENS :]

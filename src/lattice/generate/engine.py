@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lattice.backends._backend import Capacity
-from lattice.backends.cpu import STORAGE, CpuBackend, CpuPlan, run_plans
+from lattice.backends._backend import Backend, Capacity, Plan, run_plans
+from lattice.backends.cpu import STORAGE
 from lattice.errors import LatticeError, expected
 from lattice.generate import cache, saved
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
@@ -72,7 +72,7 @@ class Engine:
     def __init__(
         self,
         opened: OpenModel,
-        backend: CpuBackend,
+        backend: Backend,
         *,
         dtype: str = "auto",
         kv: str = "auto",
@@ -86,7 +86,7 @@ class Engine:
         self.chunk = min(chunk, self.context)
         self.lock = Lock()
         self._width = cache.pages_for(self.context)
-        self.opened, self.dtype, self.target = opened, dtype, backend.core.target
+        self.opened, self.dtype, self.target = opened, dtype, backend.target
         self._model, self._backend = opened.model, backend
         self._hidden: int = opened.config.hidden_size
         self.draft_head = draft_head and getattr(opened.model, "mtp", None) is not None
@@ -106,8 +106,8 @@ class Engine:
         self._plan = self._compile(rows=1)
         logits = {"logits": self._plan.outputs["logits"]}
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
-        self._logprobs: CpuPlan | None = None  # made when somebody asks
-        self._scores: CpuPlan | None = None  # made when somebody wants more than one row
+        self._logprobs: Plan | None = None  # made when somebody asks
+        self._scores: Plan | None = None  # made when somebody wants more than one row
         self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
         self._inputs = {**self._plan.inputs, **self._sample.inputs}
@@ -182,11 +182,11 @@ class Engine:
         logits, tokens = program.input("logits", "R", self.vocab), program.input("tokens", "R", dtype="i32")
         return dict(zip(("chosen", "top_ids", "top"), logprobs(logits, tokens, top=min(MOST, self.vocab)), strict=True))
 
-    def _compile(self, rows: int, tokens: int | None = None) -> CpuPlan:
+    def _compile(self, rows: int, tokens: int | None = None) -> Plan:
         capacity = Capacity(tokens=tokens or self.chunk, rows=rows, sequences=1)
         return self._backend.compile(self._program, self.weights, capacity, self._state)
 
-    def head_plans(self, tokens: int) -> tuple[CpuPlan, CpuPlan]:
+    def head_plans(self, tokens: int) -> tuple[Plan, Plan]:
         """Return plans of the draft head, for steps of so many tokens, and of the draw of one token behind it."""
         capacity = Capacity(tokens=tokens, rows=1, sequences=1)
         plan = self._backend.compile(trace(self._drafted), self.weights, capacity, self._state)
@@ -382,7 +382,7 @@ class Engine:
             raise expected("engine", "a sequence whose last step came to its end", "one that was interrupted")
         return sequence.own
 
-    def _write(self, plan: CpuPlan, sequence: cache.Sequence, tokens: Sequence[int], rows: int) -> list[Kept]:
+    def _write(self, plan: Plan, sequence: cache.Sequence, tokens: Sequence[int], rows: int) -> list[Kept]:
         """Write a step into a plan's buffers; return the prefixes that are whole once it has run."""
         start, count = len(sequence), len(tokens)
         marks = [mark for mark in sequence.marks if mark <= start + count]
@@ -411,7 +411,7 @@ class Engine:
                     before = mark
         return kept
 
-    def _run(self, plans: Sequence[CpuPlan], sequence: cache.Sequence) -> None:
+    def _run(self, plans: Sequence[Plan], sequence: cache.Sequence) -> None:
         sequence.slot = None  # until `_ran`: whoever interrupts this leaves state that fits no tokens
         run_plans(plans)
 
@@ -431,7 +431,7 @@ class Engine:
                 sequence.entries.add(self.prefixes.insert(sequence.prompt[:mark], sequence.pages, slot))
                 sequence.kept = mark
 
-    def _logprobs_plan(self) -> CpuPlan:
+    def _logprobs_plan(self) -> Plan:
         if self._logprobs is None:
             bound = {"logits": self._plan.outputs["logits"], "tokens": self._sample.outputs["tokens"]}
             self._logprobs = self._backend.compile(trace(self._measure), None, Capacity(), None, bound)

@@ -7,6 +7,7 @@ same answer has the same numbers however it was drawn, and exp(-mean) of them is
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -58,6 +59,6 @@ def check_logprobs(value: object) -> int | None:
     return None if value is None else check_integer("logprobs", value, 0, MOST)
 
 
-def row_of(outputs: dict[str, np.ndarray], row: int = 0) -> RowLogprobs:
+def row_of(outputs: Mapping[str, np.ndarray], row: int = 0) -> RowLogprobs:
     """Return a row of what the program computed."""
     return RowLogprobs(float(outputs["chosen"][row]), outputs["top_ids"][row].tolist(), outputs["top"][row].tolist())

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends.cpu import CpuBackend
+from lattice.backends._backend import Backend
 from lattice.backends.select import select
 from lattice.errors import expected
 from lattice.generate import saved
@@ -79,7 +79,7 @@ class LanguageModel:
     def __init__(
         self,
         opened: OpenModel,
-        backend: CpuBackend,
+        backend: Backend,
         *,
         dtype: str = "auto",
         kv: str = "auto",
@@ -104,6 +104,7 @@ class LanguageModel:
             cache_bytes=cache_bytes,
             draft_head=draft in ("auto", "mtp"),
         )
+        opened.checkpoint.release_all()
         self.drafting = Drafting(self._engine, None if draft is None else str(draft))
 
     def __repr__(self) -> str:

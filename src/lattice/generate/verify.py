@@ -14,8 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lattice.backends._backend import Capacity
-from lattice.backends.cpu import CpuBackend, CpuPlan, run_plans
+from lattice.backends._backend import Backend, Capacity, Plan, run_plans
 from lattice.generate import cache
 from lattice.generate.logprobs import RowLogprobs, row_of
 from lattice.generate.sampling import Sampler
@@ -41,7 +40,7 @@ class Verified(NamedTuple):
 class Verifier:
     """The plans of such steps, of as many rows as `forward` serves; used under the engine's lock."""
 
-    def __init__(self, backend: CpuBackend, forward: CpuPlan, measure: Callable[[Program], dict[str, Symbol]]):
+    def __init__(self, backend: Backend, forward: Plan, measure: Callable[[Program], dict[str, Symbol]]):
         self._forward, self._backend, self._measure = forward, backend, measure
         logits = forward.outputs["logits"]
         rows, vocab = logits.shape
@@ -51,7 +50,7 @@ class Verifier:
             return {"tokens": sample(program.input("logits", "R", vocab), sampling)}
 
         self._sample = backend.compile(trace(choose), None, Capacity(rows=rows), None, {"logits": logits})
-        self._logprobs: CpuPlan | None = None  # made when somebody asks
+        self._logprobs: Plan | None = None  # made when somebody asks
         self._written: Sampler | None = None  # whose settings the buffers hold
         forward.inputs["rows"][:] = np.arange(rows)
         forward.inputs["saves"][:] = -1
@@ -109,7 +108,7 @@ class Verifier:
             inputs["saves"][:count] = [slot.index for slot in slots]
         self._forward.counts[:] = count, count, 1
 
-    def _logprobs_plan(self, count: int) -> CpuPlan:
+    def _logprobs_plan(self, count: int) -> Plan:
         if self._logprobs is None:
             bound = {"logits": self._forward.outputs["logits"], "tokens": self._sample.outputs["tokens"]}
             capacity = Capacity(rows=len(bound["tokens"]))

@@ -54,6 +54,11 @@ class Checkpoint:
         """Let the system drop the pages of a tensor that has been copied elsewhere."""
         self.files.release(name)
 
+    def release_all(self) -> None:
+        """Let the system drop what a GGUF file's reading left behind: its vocabulary, and pages between tensors."""
+        if isinstance(self.files, GGUFFile):
+            self.files.release_all()
+
     @property
     def nbytes(self) -> int:
         """Return the bytes of all tensors."""

@@ -332,6 +332,10 @@ class GGUFFile:
         raw = self._data[entry.begin : entry.end].view(entry.dtype.storage)
         return Array(raw.reshape(entry.dtype.buffer_shape(entry.shape)), entry.dtype, entry.shape)
 
+    def release_all(self) -> None:
+        """Let the system drop every page; those that are used where they lie come back when next touched."""
+        release_pages(self._mapping, 0, len(self._mapping))
+
     def release(self, name: str) -> None:
         """Let the system drop a tensor's pages; they are read again when next touched."""
         entry = self._entry(name)

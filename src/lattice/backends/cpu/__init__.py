@@ -29,6 +29,7 @@ class CpuBackend(Backend):
 
     def __init__(self, target: str | None = None, threads: int | None = None):
         self.core = core(target or best_target(), threads or cores())
+        self.target = self.core.target
 
     def kernels(self) -> frozenset[str]:
         return _kernels(self.core.target)

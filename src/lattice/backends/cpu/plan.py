@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends._backend import Capacity, Plan
+from lattice.backends._backend import CHOICES, Capacity, Plan
 from lattice.backends._inputs import COUNTS, fields, write
 from lattice.backends.cpu.native import DTYPES, ROWS, Core, Record, Tensor
 from lattice.backends.cpu.weights import CpuWeights, Placed
@@ -24,12 +24,6 @@ from lattice.program import Node, Program, place
 from lattice.step import Sampling, Step
 
 STORAGE: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "i64": np.int64, "f16": np.float16, "i8": np.int8}
-# Enumerations of src/abi.h, for attributes that are words.
-CHOICES: dict[str, dict[Any, int]] = {
-    "kind": {None: -1, "silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "sigmoid": 4},
-    "mode": {"mean": 0, "cls": 1, "last": 2},
-    "norm": {None: -1, "rms": 0, "layer": 1},
-}
 
 
 class CpuPlan(Plan):
@@ -135,6 +129,10 @@ class CpuPlan(Plan):
         symbol, buffer = self.program.outputs[name], self.outputs[name]
         lead = symbol.shape[0]
         return buffer if isinstance(lead, int) else buffer[: self.counts[COUNTS[lead]]]
+
+    def together(self, plans: Sequence[CpuPlan]) -> None:
+        """Run plans in one native call."""
+        run_plans(plans)
 
     def profile(self) -> list[tuple[Node, float]]:
         """Run the written step once more and return the seconds of every node."""

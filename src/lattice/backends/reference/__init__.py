@@ -66,7 +66,7 @@ def _resolve(argument: Any, values: Mapping[int, Any]) -> Any:
 class ReferenceBackend(Backend):
     """Runs every op by its NumPy body."""
 
-    name = "reference"
+    name = target = "reference"
 
     def kernels(self) -> frozenset[str]:
         return frozenset(REGISTRY)
@@ -87,5 +87,8 @@ class ReferenceBackend(Backend):
         weights: Any = None,
         capacity: Capacity | None = None,
         state: Mapping[str, np.ndarray] | None = None,
+        bound: Mapping[str, Any] | None = None,
     ) -> ReferencePlan:
+        if bound:
+            raise expected("reference", "inputs that a step brings", f"bound ones: {', '.join(bound)}")
         return ReferencePlan(program, weights or {}, state or {})

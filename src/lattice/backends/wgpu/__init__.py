@@ -1,0 +1,59 @@
+"""The GPU backend: programs on any card that Vulkan, Metal or DX12 offers, through WebGPU.
+
+device.py    the card: adapter, features, buffers, errors         plan.py    a program as dispatches, and a step
+shader.py    kernels/<op>.wgsl, its prelude, pipelines            weights.py weights as planes of words
+products.py  weights that share an input as one matrix            native.py  what is asked of wgpu-native itself
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lattice.backends._backend import Backend, Capacity
+from lattice.backends.wgpu import shader
+from lattice.backends.wgpu.device import Device, Range, open_device
+from lattice.backends.wgpu.plan import HOST, Buffer, WgpuPlan
+from lattice.backends.wgpu.products import as_projects
+from lattice.backends.wgpu.weights import WgpuWeights, load_weights
+from lattice.dtypes import BY_NAME, Array
+from lattice.program import Program, fuse
+
+__all__ = ["Device", "WgpuBackend", "WgpuPlan", "WgpuWeights", "open_device"]
+
+
+class WgpuBackend(Backend):
+    """Runs programs on a card; without one `open_device` raises."""
+
+    name = "gpu"
+
+    def __init__(self, device: Device | None = None):
+        self.device = device or open_device()
+        self.target = f"gpu, {self.device.info['device']}"
+        self.pipelines = shader.Pipelines(self.device)
+
+    def kernels(self) -> frozenset[str]:
+        return shader.names() | frozenset(HOST)
+
+    def load(self, program: Program, weights: Mapping[str, Array], *, products: str | None = None) -> WgpuWeights:
+        return load_weights(self.device, self._fused(program), weights)
+
+    def _fused(self, program: Program) -> Program:
+        return as_projects(fuse(program, self.kernels()))
+
+    def state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
+        storage = BY_NAME[dtype].storage
+        size = int(np.prod(shape)) * storage.itemsize
+        return Buffer(self.device, Range(self.device.buffer(size), 0, size), tuple(shape), storage)
+
+    def compile(
+        self,
+        program: Program,
+        weights: WgpuWeights | None = None,
+        capacity: Capacity | None = None,
+        state: Mapping[str, Any] | None = None,
+        bound: Mapping[str, Any] | None = None,
+    ) -> WgpuPlan:
+        return WgpuPlan(self.pipelines, self._fused(program), weights, capacity or Capacity(), state or {}, bound or {})

@@ -1,0 +1,68 @@
+"""What is asked of wgpu-native itself, past wgpu's Python: a step's commands, and shaders without checks.
+
+wgpu's methods check their arguments and watch for errors around every call, about 3 us each. A step has hundreds of
+dispatches of three calls, all of which were made and checked before, so they go to the C library straight, which
+reports errors when the pass is finished. Shaders are validated once by the method, and then made anew without what
+wgpu adds to every loop (a counter that ends it, which keeps drivers from unrolling) and to every index (a bound): the
+numbers that address memory are checked when a step is written. Where the library is not to be had, the methods do the
+same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+try:
+    from wgpu.backends.wgpu_native import ffi, lib
+except ImportError:  # another version of wgpu
+    ffi = lib = None
+
+
+class Command(NamedTuple):
+    """One kernel: its pipeline, its bindings and its workgroups."""
+
+    pipeline: Any
+    group: Any
+    x: int
+    y: int
+    z: int
+
+
+def replay(rounds: Any, commands: Sequence[Command]) -> None:
+    """Record commands into a compute pass."""
+    handle = getattr(rounds, "_internal", None)
+    if lib is None or handle is None:
+        by_methods(rounds, commands)
+        return
+    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
+    dispatch, last = lib.wgpuComputePassEncoderDispatchWorkgroups, None
+    for pipeline, group, x, y, z in commands:
+        if pipeline is not last:
+            set_pipeline(handle, pipeline._internal)
+            last = pipeline
+        set_group(handle, 0, group._internal, 0, ffi.NULL)
+        dispatch(handle, x, y, z)
+
+
+def by_methods(rounds: Any, commands: Sequence[Command]) -> None:
+    """Record commands through the methods that everybody may call."""
+    for command in commands:
+        rounds.set_pipeline(command.pipeline)
+        rounds.set_bind_group(0, command.group)
+        rounds.dispatch_workgroups(command.x, command.y, command.z)
+
+
+def unchecked(device: Any, module: Any, code: str) -> Any:
+    """Return a module that was validated, made anew without runtime checks."""
+    create = getattr(lib, "wgpuDeviceCreateShaderModuleTrusted", None)
+    if create is None:
+        return module
+    text = ffi.new("char[]", code.encode())
+    source = ffi.new("WGPUShaderSourceWGSL *")
+    source.chain.next, source.chain.sType = ffi.NULL, lib.WGPUSType_ShaderSourceWGSL
+    source.code.data, source.code.length = text, len(text) - 1
+    descriptor = ffi.new("WGPUShaderModuleDescriptor *")
+    descriptor.nextInChain = ffi.cast("WGPUChainedStruct *", source)
+    made = create(device._internal, descriptor, lib.WGPUShaderRuntimeChecks_None)
+    return type(module)(module.label, made, device)
