@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,16 @@ settings.load_profile("lattice")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run the tests on real models last: whatever fails without them fails within seconds."""
     items.sort(key=lambda item: item.get_closest_marker("real") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def processor() -> Iterator[None]:
+    """What loads a model without naming a device runs on the processor, whatever this machine has."""
+    from lattice.backends import auto, select
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "choose", lambda home: auto.Choice(False, "tests name their device"))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lattice
+from lattice.backends import auto
 from lattice.cli import _machine, doctor
 from lattice.weights import cache
 
@@ -68,6 +69,16 @@ def test_doctor_on_a_home_that_cannot_be_written(cli, tmp_path, monkeypatch):
     done = cli("doctor")
     assert done.exit_code == 1
     assert "CANNOT BE WRITTEN" in done.stdout and "set LATTICE_HOME" in done.stdout
+
+
+def test_doctor_says_what_auto_takes_and_why(cli, home, monkeypatch, result_of):
+    reason = "Card 1: 1.0 ms a step of 160 MB, the processor 4.0 ms, and more words than a line has"
+    monkeypatch.setattr(auto, "choose", lambda home: auto.Choice(True, reason))
+    assert result_of(cli("doctor", "--json"))["auto"] == {"device": "gpu", "reason": reason}
+    printed = cli("doctor").stdout
+    assert "auto       takes the gpu: Card 1: 1.0 ms" in printed
+    monkeypatch.setattr(auto, "choose", lambda home: auto.Choice(False, "there is no graphics card"))
+    assert "auto       takes the cpu: there is no graphics card\n" in cli("doctor").stdout
 
 
 # ---- graphics adapters ---------------------------------------------------------------------------------------------

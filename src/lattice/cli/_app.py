@@ -23,7 +23,9 @@ from lattice.errors import LatticeError, LatticeWarning, expected
 MODEL_HELP = "Model: a path, org/name, pypi:distribution, or a short name such as"
 JSON = typer.Option(False, "--json", help="Print one JSON object instead of text.")
 DOING = ("download ", "fetch ", "join ", "hash ", "wait ")  # how a progress's `what` may begin
-DEVICE = typer.Option("auto", "--device", help="Where it runs: auto (the processor), cpu or gpu (a graphics card).")
+DEVICE = typer.Option(
+    "auto", "--device", help="Where it runs: cpu, gpu (a graphics card), or auto (a card if it was measured faster)."
+)
 DTYPE = typer.Option("auto", "--dtype", help="Weights in memory: auto, f32, f16, bf16, q8 or q4.")
 KV = typer.Option("auto", "--kv", help="Keys and values in memory: auto, f32, f16 or q8.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import textwrap
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,7 @@ def doctor(
         "cpu": _cpu(problems),
         "memory": _machine.memory(),
         "gpu": _gpu(),
+        "auto": _auto(),
         "libraries": _libraries(problems),
         "home": _home(problems),
     }
@@ -127,6 +129,16 @@ def _cpu(problems: list[str]) -> dict[str, Any]:
 def _gpu() -> dict[str, Any]:
     with waiting("asking for graphics adapters"):
         return _machine.adapters()
+
+
+def _auto() -> dict[str, Any]:
+    """Return what the device `auto` is here, and why; measured if it never was."""
+    from lattice.backends.auto import choose
+    from lattice.weights.sources import home
+
+    with waiting("comparing the graphics card with the processor"):
+        choice = choose(home())
+    return {"device": "gpu" if choice.gpu else "cpu", "reason": choice.reason}
 
 
 def _libraries(problems: list[str]) -> dict[str, str | None]:
@@ -192,6 +204,7 @@ def _print(report: dict[str, Any]) -> None:
         ("memory", [_memory(report["memory"])]),
         ("bandwidth", [_bandwidth(report["cpu"]["bandwidth_gb_s"])]),
         ("gpu", _adapters(report["gpu"])),
+        ("auto", textwrap.wrap(f"takes the {report['auto']['device']}: {report['auto']['reason']}", 68)),
         ("libraries", _wrapped([f"{name} {found or 'MISSING'}" for name, found in report["libraries"].items()])),
         ("home", [_home_line(report["home"])]),
         ("models", _model_lines(report["models"])),

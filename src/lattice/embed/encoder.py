@@ -32,7 +32,7 @@ from lattice.ops import Symbol, pool
 from lattice.program import Program, trace
 from lattice.tokenizers import Tokenizer
 from lattice.weights.load import OpenModel, open_model
-from lattice.weights.sources import resolve
+from lattice.weights.sources import home, resolve
 
 STEP_TOKENS = 512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
 SLICE = 4096  # texts tokenised at a time
@@ -52,7 +52,7 @@ def load_encoder(
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
-    backend, path = select(device), resolve(as_source(str(source)))
+    backend, path = select(device, home()), resolve(as_source(str(source)))
     name = None if Path(source).expanduser().exists() else str(source)
     return Encoder(open_model(path, family), backend, dtype=dtype, dimensions=dimensions, source=name)
 

@@ -33,7 +33,7 @@ from lattice.generate.stop import check_stop
 from lattice.models import family
 from lattice.tokenizers import Tokenizer
 from lattice.weights.load import OpenModel, open_model
-from lattice.weights.sources import resolve
+from lattice.weights.sources import home, resolve
 
 
 def load(
@@ -63,7 +63,7 @@ def load(
     Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype, kv, context, cache_bytes or draft is not offered.
     """
-    backend = select(device)
+    backend = select(device, home())
     opened = open_model(resolve(source), family)
     lm = LanguageModel(opened, backend, dtype=dtype, kv=kv, context=context, cache_bytes=cache_bytes, draft=draft)
     if draft is not None and draft not in DRAFTS:

@@ -3,6 +3,7 @@
 device.py    the card: adapter, features, buffers, errors         plan.py    a program as dispatches, and a step
 shader.py    kernels/<op>.wgsl, its prelude, pipelines            weights.py weights as planes of words
 products.py  weights that share an input as one matrix            native.py  what is asked of wgpu-native itself
+worth.py     the time of a step, to tell whether a card pays
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 
 from lattice.backends._backend import Backend, Capacity
 from lattice.backends.wgpu import shader
-from lattice.backends.wgpu.device import Device, Range, open_device
+from lattice.backends.wgpu.device import Device, Range, identity, open_device
 from lattice.backends.wgpu.plan import HOST, Buffer, WgpuPlan
 from lattice.backends.wgpu.products import as_projects
 from lattice.backends.wgpu.weights import WgpuWeights, load_weights
 from lattice.dtypes import BY_NAME, Array
 from lattice.program import Program, fuse
 
-__all__ = ["Device", "WgpuBackend", "WgpuPlan", "WgpuWeights", "open_device"]
+__all__ = ["Device", "WgpuBackend", "WgpuPlan", "WgpuWeights", "identity", "open_device"]
 
 
 class WgpuBackend(Backend):

@@ -85,6 +85,11 @@ class Device:
         return np.frombuffer(whole, np.uint8)[: at.size]
 
 
+def identity(device: Device) -> dict[str, str]:
+    """Return what tells a card with its driver from others."""
+    return {name: str(device.info[name]) for name in ("device", "description", "backend_type")}
+
+
 @contextmanager
 def guarded(wanted: str) -> Iterator[None]:
     """Turn the library's errors into ours."""
@@ -119,4 +124,4 @@ def open_device(software: bool = False, without: frozenset[str] = frozenset()) -
     return Device(best, frozenset(FEATURES) & frozenset(best.features) - without)
 
 
-__all__ = ["ALIGNMENT", "Device", "LatticeError", "Range", "guarded", "open_device"]
+__all__ = ["ALIGNMENT", "Device", "LatticeError", "Range", "guarded", "identity", "open_device"]
