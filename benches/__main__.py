@@ -16,6 +16,7 @@ NAMES = {
     "table": "every cell beside its rival, into docs/benchmarks.md",
     "scaling": "prefill and decode at contexts from 64 to 8192, beside llama.cpp",
     "gpu": "decode and prefill on the graphics card",
+    "agree": "logits of the graphics card beside the processor's",
     "memory": "most resident bytes beside llama.cpp",
     "start": "import, first token from process start, Python's share of a step",
 }
