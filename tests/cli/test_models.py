@@ -13,6 +13,7 @@ import pytest
 from headers import write_headers
 from hub_server import serving
 
+from lattice.backends.wgpu import device
 from lattice.cli import rm
 from lattice.weights import cache, sources, write_gguf
 
@@ -198,6 +199,21 @@ def test_show_the_program_of_a_step(cli, base_model, encoder, golden, result_of)
     assert "attention(" in cli("show", encoder, "--program").stdout
     hybrid = cli("show", golden / "models" / "qwen35-3x", "--program").stdout
     assert "slot_gated_delta(layers.0.delta, " in hybrid and "paged_attention(" in hybrid
+
+
+def test_show_the_dispatches_of_a_step(cli, base_model, encoder, golden, result_of, refused, monkeypatch):
+    monkeypatch.setattr(device.wgpu.gpu, "enumerate_adapters_sync", lambda: [])  # no card is needed
+    listed = result_of(cli("show", base_model, "--program", "--device", "gpu", "--json"))["dispatches"]
+    lines = cli("show", base_model, "--program", "--device", "gpu").stdout.splitlines()
+    assert lines[-1] == f"{len(listed)} dispatches" and len(lines) == len(listed) + 2
+    assert listed[0]["op"] == "embedding" and listed[-1]["op"] == "sample"
+    (head,) = [line for line in lines if "(R, 70)" in line]
+    assert head.split()[1:3] == ["project", "few"] and "weight f32" in head
+    gguf = next((golden / "models" / "gguf-llama-q8_0").glob("*.gguf"))
+    assert "weight q8_0" in cli("show", gguf, "--program", "--device", "gpu").stdout
+    assert " attention " in cli("show", encoder, "--program", "--device", "gpu").stdout
+    refused(cli("show", base_model, "--device", "gpu"), "--program", code=2)
+    refused(cli("show", base_model, "--program", "--device", "tpu"), "--device", code=2)
 
 
 def test_show_wants_one_model(cli, refused, base_model):

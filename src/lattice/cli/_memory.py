@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from lattice.backends._backend import Backend, Capacity
 from lattice.backends.cpu.measure import MeasuringBackend
 from lattice.embed.encoder import STEP_TOKENS, Encoder
 from lattice.generate.cache import pages_for
@@ -29,6 +30,7 @@ from lattice.step import PAGE_TOKENS
 from lattice.weights.load import OpenModel, open_model
 
 THOUSAND = 1000
+TEXT = 32  # tokens
 SLOTS = 2  # recurrent states that a sequence needs: one is read, one is saved
 KV_BYTES = {"f16": 2, "f32": 4, "q8": 1}  # of a number in a page
 USES = {"vector": "vectors", "product": "tiles"}
@@ -133,10 +135,28 @@ def _plans(backend: MeasuringBackend) -> dict[str, int]:
 
 def program_of(path: Path) -> Program:
     """Return the traced program of a step of the model at `path`, of which nothing is loaded."""
-    opened, backend = open_model(path, family), MeasuringBackend()
-    if getattr(opened.model, "head", None) is None:
-        encoder = Encoder(opened, backend)
-        encoder.prepare()
-    else:
-        LanguageModel(opened, backend, draft=None)
+    backend = MeasuringBackend()
+    _load(path, backend)
     return backend.traced[0]
+
+
+def _load(path: Path, backend: Backend) -> bool:
+    """Do what a loader does with a backend; return whether the model generates text."""
+    opened = open_model(path, family)
+    if getattr(opened.model, "head", None) is None:
+        Encoder(opened, backend).prepare()
+        return False
+    LanguageModel(opened, backend, draft=None)
+    return True
+
+
+def dispatches_of(path: Path) -> list[dict[str, Any]]:
+    """Return the dispatches of a decode step on a graphics card, of an encoder those of one text of TEXT tokens.
+
+    Neither is a card needed nor a weight read.
+    """
+    from lattice.backends.wgpu.listing import ListingBackend, dispatches
+
+    backend = ListingBackend()
+    counts = Capacity() if _load(path, backend) else Capacity(tokens=TEXT)
+    return [one for plan in backend.plans for one in dispatches(plan, counts)]

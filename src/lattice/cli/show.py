@@ -17,7 +17,12 @@ def register(app: typer.Typer) -> None:
     app.command(
         "show",
         short_help="Describe a model: family, layers, parts, dtypes, tokenizer, files; or its program.",
-        epilog=example("lattice show minilm", "lattice show ./model.gguf --hash", "lattice show --model DIR --program"),
+        epilog=example(
+            "lattice show minilm",
+            "lattice show ./model.gguf --hash",
+            "lattice show --model DIR --program",
+            "lattice show --model DIR --program --device gpu",
+        ),
     )(show)
 
 
@@ -26,6 +31,7 @@ def show(
     model: str | None = typer.Option(None, "--model", help="The same as MODEL."),
     hash: bool = typer.Option(False, "--hash", help="Compute the SHA-256 of files whose digest is not recorded."),
     program: bool = typer.Option(False, "--program", help="Print the traced program of a step instead."),
+    device: str = typer.Option("cpu", "--device", help="With --program: gpu lists a step's dispatches on a card."),
     json: bool = JSON,
 ) -> None:
     """Describe a model by what its files say, fetched first if it is not here yet.
@@ -36,16 +42,20 @@ def show(
 
     if (name is None) == (model is None):
         raise typer.BadParameter("expected one model, as an argument or as --model", param_hint="MODEL")
+    if device not in ("cpu", "gpu") or (device == "gpu" and not program):
+        raise typer.BadParameter("cpu, or gpu with --program", param_hint="--device")
     source = name or model or ""
     path = fetch(source)
     report: dict[str, Any] = {"model": source, "path": str(path)}
     if program and not json:
-        typer.echo(_program(path))
+        typer.echo(_program(path) if device == "cpu" else _listed(_dispatches(path)))
         return
     report |= inspect(path)
     report["files"] = _files(path, hash)
     if json:
-        emit(report | ({"program": _program(path)} if program else {}))
+        if program:
+            report |= {"program": _program(path)} if device == "cpu" else {"dispatches": _dispatches(path)}
+        emit(report)
     else:
         _print(report)
 
@@ -54,6 +64,23 @@ def _program(path: Path) -> str:
     from lattice.cli._memory import program_of
 
     return str(program_of(path))
+
+
+def _dispatches(path: Path) -> list[dict[str, Any]]:
+    from lattice.cli._memory import dispatches_of
+
+    return dispatches_of(path)
+
+
+def _listed(dispatches: list[dict[str, Any]]) -> str:
+    """Return a line for each dispatch: its op, entry, workgroups, the formats it reads, and what it gives."""
+    rows = [
+        [str(number), one["op"], one["entry"], " x ".join(map(str, one["workgroups"])),
+         ", ".join(f"{name} {dtype}" for name, dtype in one["formats"].items()), ", ".join(one["results"])]
+        for number, one in enumerate(dispatches, 1)
+    ]  # fmt: skip
+    head = ["", "op", "entry", "workgroups", "formats", "results"]
+    return f"{table([head, *rows], frozenset({0}))}\n{len(dispatches)} dispatches"
 
 
 def _files(path: Path, hash: bool) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 device.py    the card: adapter, features, buffers, errors         plan.py    a program as dispatches, and a step
 shader.py    kernels/<op>.wgsl, its prelude, pipelines            weights.py weights as planes of words
 products.py  weights that share an input as one matrix            native.py  what is asked of wgpu-native itself
-worth.py     the time of a step, to tell whether a card pays
+worth.py     the time of a step, to tell whether a card pays      listing.py the dispatches of a step, without a card
 """
 
 from __future__ import annotations

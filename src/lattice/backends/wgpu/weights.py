@@ -119,15 +119,20 @@ def _fetch(weights: Mapping[str, Array], symbol: Symbol) -> Array:
     return array
 
 
+def cuts(rows: int, nbytes: int, largest: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, rows) of each part of a weight of so many rows and bytes, of which `largest` are bound at once."""
+    each = max(1, nbytes // max(1, rows))
+    # Parts begin at whole words of every plane: two rows of f16, four of bytes.
+    most = max(4, largest // each // 4 * 4)
+    yield from ((first, min(most, rows - first)) for first in range(0, max(1, rows), most))
+
+
 def _place(device: Device, array: Array) -> Placed:
     rows = array.shape[0] if array.shape else 1
-    each = max(1, array.nbytes // max(1, rows))
-    # Parts begin at whole words of every plane: two rows of f16, four of bytes.
-    most = max(4, device.largest // each // 4 * 4)
     parts = []
-    for first in range(0, max(1, rows), most):
-        part = array if rows <= most else array.rows(slice(first, first + most))
+    for first, some in cuts(rows, array.nbytes, device.largest):
+        part = array if some == rows else array.rows(slice(first, first + some))
         uploaded = {name: device.upload(words) for name, words in split(part).items()}
-        parts.append(Part(array.dtype.name, first, part.shape[0] if part.shape else 1, uploaded))
+        parts.append(Part(array.dtype.name, first, some, uploaded))
     size = sum(plane.size for part in parts for plane in part.planes.values())
     return Placed(size, tuple(parts))
