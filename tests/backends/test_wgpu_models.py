@@ -1,0 +1,97 @@
+"""Every architecture on the GPU backend against transformers (and llama.cpp's GGUF conventions).
+
+As test_goldens.py holds the CPU to golden/models, on the software adapter, or with LATTICE_TEST_CARD on the machine's
+card, where `make gpu-test` runs it. What a config changes in a model is data of its program, so one checkpoint of each
+way through the kernels does.
+"""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from golden_models import close, open_golden
+
+from lattice.backends._backend import Capacity
+from lattice.backends.wgpu import WgpuBackend, open_device
+from lattice.generate.model import LanguageModel
+from lattice.models import family, names
+from lattice.ops import take_rows
+from lattice.program import trace
+from lattice.step import Step
+
+TOLERANCE = 2e-3  # of max(1, the largest)
+LONGEST = 200  # tokens: longer goldens hold tables and windows, which are the same arithmetic
+ALONE = 6  # tokens that are run one a step
+ENCODERS = (
+    "bert-gelu", "bert-relu", "bert-fp16", "gguf-bert-f32", "roberta-heads12", "xlm-roberta-padding5",
+    "gguf-xlm-roberta-f32", "qwen3-embedding",
+)  # fmt: skip
+GENERATORS = (
+    "llama-untied", "llama-9q3kv", "llama-llama3", "llama-biases", "gguf-llama-q8_0", "qwen3-tied", "qwen3-window",
+    "qwen3-yarn", "gguf-qwen3-f16", "gemma3-full", "gemma3-sliding", "gguf-gemma3-f16", "qwen35-untied",
+    "qwen35-unequal", "qwen35-multimodal", "gguf-qwen35-3x", "qwen35-moe", "gguf-qwen35moe",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def gpu():
+    return WgpuBackend(open_device(software="LATTICE_TEST_CARD" not in os.environ))
+
+
+def cases(golden, kind):
+    """Yield (tokens, the rows whose results are known, those results) of the goldens that are not too long."""
+    for index in range(sum(key.startswith("tokens_") for key in golden)):
+        tokens = golden[f"tokens_{index}"]
+        rows = golden[f"rows_{index}"] if f"rows_{index}" in golden else np.arange(len(tokens))
+        if len(tokens) <= LONGEST:
+            yield tokens, rows, golden[f"{kind}_{index}"]
+
+
+def test_every_architecture_is_here():
+    """From safetensors, and from GGUF where there is a golden of it."""
+    found = {True: set(), False: set()}
+    for name in (*ENCODERS, *GENERATORS):
+        opened = open_golden(name)[0]
+        experts = bool(vars(opened.config).get("num_experts"))
+        found[name.startswith("gguf-")].add((opened.family, experts))
+    known = {(family(kind), False) for kind in names()} | {(family("qwen3_5"), True)}
+    assert found[False] == known
+    assert found[True] == known - {(family("xlm_roberta"), False)}  # llama.cpp calls it bert, as which it is read
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoders_agree_with_transformers(name, gpu):
+    opened, golden = open_golden(name)
+
+    def build(p):
+        step = p.step()
+        return {"out": take_rows(opened.model(step)[0], step.rows)}
+
+    program, known = trace(build), list(cases(golden, "hidden"))
+    total = sum(len(tokens) for tokens, _, _ in known)
+    plan = gpu.compile(program, gpu.load(program, opened.weights), Capacity(total, total, len(known)))
+    together, start = plan.run(Step.of([tokens for tokens, _, _ in known]))["out"], 0
+    for tokens, rows, wanted in known:
+        assert close(together[start + rows], wanted, TOLERANCE)
+        start += len(tokens)
+    tokens, rows, wanted = min(known, key=lambda case: len(case[0]))
+    assert close(plan.run(Step.of([tokens], rows=rows))["out"], wanted, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_agree_with_transformers(name, gpu):
+    """Whole prompts at once, and the last tokens of one each in a step, from pages and slots."""
+    opened, golden = open_golden(name)
+    lm = LanguageModel(opened, gpu, kv="f32", context=256, draft=None)
+    known = list(cases(golden, "logits"))
+    for tokens, rows, wanted in known:
+        assert close(lm.logits(tokens)[rows], wanted, TOLERANCE)
+    tokens, rows, wanted = max(known, key=lambda case: len(case[0]))
+    prompt, engine = len(tokens) - ALONE, lm.engine
+    sequence = engine.sequence()
+    engine.reserve(sequence, len(tokens))
+    parts = [tokens[:prompt].tolist(), *([int(token)] for token in tokens[prompt:])]
+    scores = np.concatenate([block for part in parts for block in engine.score(sequence, part)])
+    assert any(row >= prompt for row in rows) and close(scores[rows], wanted, TOLERANCE)
