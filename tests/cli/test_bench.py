@@ -8,7 +8,7 @@ import pytest
 from small_models import copy_model, hybrid_model
 
 import lattice
-from lattice.backends import cpu
+from lattice.backends import cpu, wgpu
 from lattice.cli import _machine
 from lattice.cli.bench import bytes_of_token
 
@@ -101,6 +101,16 @@ def test_longer_than_the_default_context(cli, tmp_path, result_of, refused):
     )
     assert got["depth"] == 8300
     refused(cli(*SMALL, "-m", folder, "--depth", 9000), "a context from 1 to the model's 9000")
+
+
+def test_on_a_card_speeds_are_measured_alone(cli, chat_model, result_of, monkeypatch):
+    gpu = wgpu.WgpuBackend(wgpu.open_device(software=True))
+    monkeypatch.setattr(wgpu, "WgpuBackend", lambda: gpu)
+    got = result_of(cli(*SMALL, "-m", chat_model, "--device", "gpu", "--json"))
+    assert got["target"] == gpu.target and got["decode"]["median"] > 0
+    assert got["bytes"] is got["roof_fraction"] is got["bandwidth_gb_s"] is None
+    printed = cli(*SMALL, "-m", chat_model, "--device", "gpu").stdout
+    assert "decode" in printed and "roof" not in printed and "GB/s" not in printed
 
 
 def test_it_prints(cli, chat_model):

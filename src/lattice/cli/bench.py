@@ -6,7 +6,8 @@
 Each token that is generated reads every weight once (of tables a row, of experts those that it chooses), the state of
 recurrent layers, and the keys and values of all positions before it, so memory bandwidth is a roof that decoding cannot
 pass. It is measured anew before and after every run: on shared machines it moves. The first run warms up and does not
-count. Nothing is drafted, and no prompt is known: each is run whole.
+count. Nothing is drafted, and no prompt is known: each is run whole. On a graphics card the speeds are measured alone:
+what its memory would allow is not.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import typer
 
-from lattice.cli._app import DTYPE, JSON, KV, MODEL_HELP, dim, emit, example, load, size, style, waiting
+from lattice.cli._app import DEVICE, DTYPE, JSON, KV, MODEL_HELP, dim, emit, example, load, size, style, waiting
 from lattice.cli._machine import Others
 from lattice.errors import expected
 
@@ -43,32 +44,36 @@ def bench(
     runs: int = typer.Option(5, "--runs", min=1, help="Runs that count."),
     depth: int = typer.Option(0, "--depth", min=0, help="Tokens that are there before the prompt, not timed."),
     force: bool = typer.Option(False, "--force", help="Measure although other processes use the cores."),
+    device: str = DEVICE,
     dtype: str = DTYPE,
     kv: str = KV,
     json: bool = JSON,
 ) -> None:
-    """Measure prompt and generation speed, and compare the latter with memory bandwidth.
+    """Measure prompt and generation speed, and on the processor compare the latter with memory bandwidth.
 
     Refuses where other processes use the cores, unless forced to; where the system does not say, the result does.
     """
-    from lattice.backends.cpu import bandwidth
+    from lattice.backends.cpu import CpuWeights, bandwidth
 
     before = Others()
     time.sleep(LISTEN)
     others = [_idle(before, force, "before the first run")]
-    lm = _open(model, depth + prompt + gen, dtype=dtype, kv=kv)
+    lm = _open(model, depth + prompt + gen, device=device, dtype=dtype, kv=kv)
+    on_processor = isinstance(lm.engine.weights, CpuWeights)
     speeds: list[tuple[float, float]] = []
     readings: list[float] = []
     for run in range(runs + 1):
         with waiting(f"run {run} of {runs}" if run else "warming up"):
-            readings.append(bandwidth())
+            readings += [bandwidth()] if on_processor else []
             watch = Others()
             speeds.append(_once(lm.engine, depth, prompt, gen))
         if run:
             others.append(_idle(watch, force, f"during run {run}"))
-    readings.append(bandwidth())
     about = {"model": model, "prompt": prompt, "gen": gen, "depth": depth, "runs": runs}
-    report = about | _report(lm.engine, depth + prompt + gen // 2, speeds[1:], readings[1:], others)
+    report = about | _speeds(lm.engine.target, speeds[1:], others)
+    if on_processor:
+        readings.append(bandwidth())
+        report |= _roof(lm.engine, depth + prompt + gen // 2, speeds[1:], readings[1:])
     if json:
         emit(report)
     else:
@@ -114,25 +119,34 @@ def _once(engine: Any, depth: int, prompt: int, gen: int) -> tuple[float, float]
     return prompt / (first - started), gen / (ended - first)
 
 
-def _report(
-    engine: Any, position: int, speeds: list[tuple[float, float]], readings: list[float], others: list[float | None]
-) -> dict[str, Any]:
-    core, parts = engine.weights.core, bytes_of_token(engine, position)
-    read = sum(parts.values())
-    around = list(pairwise(readings))
-    shares = [read * speed / sum(pair) * 2e-9 for (_, speed), pair in zip(speeds, around, strict=True)]
+def _speeds(target: str, speeds: list[tuple[float, float]], others: list[float | None]) -> dict[str, Any]:
     known = [used for used in others if used is not None]
     return {
-        "target": core.target,
-        "threads": core.threads,
+        "target": target,
+        "threads": None,
         "prefill": _spread([speed for speed, _ in speeds]),
         "decode": _spread([speed for _, speed in speeds]),
+        "bytes_per_token": None,
+        "bytes": None,
+        "bandwidth_gb_s": None,
+        "roof_fraction": None,
+        "unsteady_runs": None,
+        "others_cores": round(max(known), 3) if known else None,
+    }
+
+
+def _roof(engine: Any, position: int, speeds: list[tuple[float, float]], readings: list[float]) -> dict[str, Any]:
+    """Return what the processor's memory allows; a card's bandwidth is not measured."""
+    parts = bytes_of_token(engine, position)
+    read, around = sum(parts.values()), list(pairwise(readings))
+    shares = [read * speed / sum(pair) * 2e-9 for (_, speed), pair in zip(speeds, around, strict=True)]
+    return {
+        "threads": engine.weights.core.threads,
         "bytes_per_token": read,
         "bytes": parts,
         "bandwidth_gb_s": _spread(readings),
         "roof_fraction": round(median(shares), 4),
         "unsteady_runs": sum(max(pair) - min(pair) > STEADY * max(pair) for pair in around),
-        "others_cores": round(max(known), 3) if known else None,
     }
 
 
@@ -169,14 +183,16 @@ def _print(report: dict[str, Any]) -> None:
     lines = [
         ("prefill", report["prefill"], "tokens/s", f"prompt of {report['prompt']}{behind}"),
         ("decode", report["decode"], "tokens/s", f"{report['gen']} behind it"),
-        ("bandwidth", report["bandwidth_gb_s"], "GB/s", f"read by {report['threads']} threads"),
     ]
+    if report["bytes"]:
+        lines.append(("bandwidth", report["bandwidth_gb_s"], "GB/s", f"read by {report['threads']} threads"))
     for name, spread, unit, remark in lines:
         between = f"{spread['min']:.1f} to {spread['max']:.1f}"
         typer.echo(f"{name:10}{spread['median']:9.1f} {unit:10}{dim(f'{between:20}{remark}')}")
-    parts = ", ".join(f"{size(count)} of {name}" for name, count in report["bytes"].items() if count)
-    fraction = f"{100 * report['roof_fraction']:.0f} %"
-    typer.echo(f"{'roof':10}{fraction:>9} {'':10}{dim(f'of the bandwidth, a token moves {parts}')}")
+    if report["bytes"]:
+        parts = ", ".join(f"{size(count)} of {name}" for name, count in report["bytes"].items() if count)
+        fraction = f"{100 * report['roof_fraction']:.0f} %"
+        typer.echo(f"{'roof':10}{fraction:>9} {'':10}{dim(f'of the bandwidth, a token moves {parts}')}")
     if report["unsteady_runs"]:
         typer.echo(dim(f"the bandwidth moved by more than a tenth around {report['unsteady_runs']} of them"))
     if report["others_cores"] is None:
