@@ -127,7 +127,7 @@ wheel: $(VENV)/.stamp  ## the wheel that users install, built from nothing and c
 	$(BIN)/python tools/wheel.py build/wheel
 
 gpu-test: setup  ## the tests of the GPU backend on this machine's card
-	LATTICE_TEST_CARD=1 $(BIN)/python -m pytest -q tests/backends/test_wgpu.py tests/backends/test_wgpu_models.py
+	LATTICE_TEST_CARD=1 $(BIN)/python -m pytest -q tests/backends/test_wgpu*.py
 
 gpu-bench: setup  ## decode and prefill on this machine's card, a random model; BENCH_ARGS is handed on
 	$(BIN)/python -m benches gpu --profile $(BENCH_ARGS)

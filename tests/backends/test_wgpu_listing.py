@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from golden_models import open_golden
 
@@ -13,7 +15,7 @@ from lattice.generate.model import LanguageModel
 
 @pytest.mark.parametrize("name", ["gguf-llama-q8_0", "qwen35-untied"])
 def test_what_is_listed_is_what_runs(name, monkeypatch):
-    gpu = WgpuBackend(open_device(software=True))
+    gpu = WgpuBackend(open_device(software="LATTICE_TEST_CARD" not in os.environ))
     real, listed = [], listing.ListingBackend()
     compiled = gpu.compile
     monkeypatch.setattr(gpu, "compile", lambda *arguments: real.append(compiled(*arguments)) or real[-1])

@@ -20,6 +20,7 @@ from lattice.backends.wgpu.plan import HOST, Buffer, WgpuPlan
 from lattice.backends.wgpu.products import as_projects
 from lattice.backends.wgpu.weights import WgpuWeights, load_weights
 from lattice.dtypes import BY_NAME, Array
+from lattice.errors import expected
 from lattice.program import Program, fuse
 
 __all__ = ["Device", "WgpuBackend", "WgpuPlan", "WgpuWeights", "identity", "open_device"]
@@ -47,6 +48,10 @@ class WgpuBackend(Backend):
     def state(self, shape: tuple[int, ...], dtype: str) -> Buffer:
         storage = BY_NAME[dtype].storage
         size = int(np.prod(shape)) * storage.itemsize
+        most = self.device.largest
+        if size > most:
+            less = "a smaller context, or cache_bytes, needs less"
+            raise expected("gpu", f"at most {most / 1e6:.0f} MB of a layer's state", f"{size / 1e6:.0f} MB", hint=less)
         return Buffer(self.device, Range(self.device.buffer(size), 0, size), tuple(shape), storage)
 
     def compile(

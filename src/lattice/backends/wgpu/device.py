@@ -26,6 +26,7 @@ LIMITS = (
     "max-compute-workgroup-storage-size",
 )  # fmt: skip
 ALIGNMENT = 256  # bytes: every adapter can bind a buffer at multiples of it
+LESS = "a smaller context, a smaller model or fewer bits need less; --device cpu needs none"
 STORAGE = wgpu.BufferUsage.STORAGE | wgpu.BufferUsage.COPY_SRC | wgpu.BufferUsage.COPY_DST
 
 
@@ -54,6 +55,7 @@ class Device:
         with guarded("a device of this adapter"):
             self.handle = adapter.request_device_sync(required_features=sorted(features), required_limits=limits)
         self.queue = self.handle.queue
+        self.most = int(limits["max-buffer-size"])  # bytes of a buffer
         self.largest = int(min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"]))  # bytes bound
 
     def __repr__(self) -> str:
@@ -61,6 +63,8 @@ class Device:
 
     def buffer(self, size: int) -> Any:
         """Return a zeroed storage buffer of at least `size` bytes; LatticeError where memory ran out."""
+        if size > self.most:
+            raise expected("gpu", f"at most {self.most / 1e6:.0f} MB in one buffer", f"{size / 1e6:.0f} MB", hint=LESS)
         with guarded(f"{size / 1e6:.0f} MB of the card's memory"):
             return self.handle.create_buffer(size=max(ALIGNMENT, -(-size // ALIGNMENT) * ALIGNMENT), usage=STORAGE)
 
@@ -96,10 +100,11 @@ def guarded(wanted: str) -> Iterator[None]:
     try:
         yield
     except wgpu.GPUOutOfMemoryError as error:
-        less = "a smaller context, a smaller model or fewer bits need less; --device cpu needs none"
-        raise expected("gpu", wanted, "none left", hint=less) from error
+        raise expected("gpu", wanted, "none left", hint=LESS) from error
     except (wgpu.GPUError, RuntimeError) as error:
         lost = "lost" in str(error).lower()
+        if lost:
+            open_device.cache_clear()  # who loads again gets a device that lives
         hint = "the driver reset the card: load the model again" if lost else None
         raise expected("gpu", wanted, f"{type(error).__name__}: {error}"[:600], hint=hint) from error
 
