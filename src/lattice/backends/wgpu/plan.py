@@ -36,6 +36,7 @@ HOST = ("rope_angles",)  # ops that the host computes for a step
 Named = dict[str, Symbol | None]  # what a kernel's names stand for
 LISTS = 64  # of commands that a plan keeps
 BATCH = 48  # commands that are submitted together
+MANY = 16384  # rows of a matrix, enough for every thread of a card when each team takes four
 
 
 @dataclass(frozen=True)
@@ -298,6 +299,7 @@ class WgpuPlan(Plan):
             yield f"width_{index}", 0 if result is None else result.shape[-1]
         for name, part in parts.items():
             yield from ((f"has_{name}", True), (f"{name}_first", part.first), (f"{name}_some", part.rows))
+            yield f"{name}_each", 4 if part.rows >= MANY else 2 if node.attributes.get("gated") else 1
             yield from ((f"{name}_{choice}", part.dtype == choice) for choice in BY_NAME)
 
     def _measures(self, name: str, symbol: Symbol) -> Iterator[tuple[str, Any]]:
