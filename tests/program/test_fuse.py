@@ -9,8 +9,11 @@ from op_harness import close
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.reference import ReferenceBackend
+from lattice.nn import GatedDeltaNet
 from lattice.ops import activation, add, gated_activation, layer_norm, linear, rms_norm
+from lattice.ops.fused import COLUMNS
 from lattice.program import fuse, trace
+from lattice.step import Step
 
 PROJECT = frozenset({"project"})
 W = dict.fromkeys(("a", "b", "c", "d"), (24, 24)) | {"n": (24,), "m": (24,)}
@@ -96,3 +99,69 @@ def test_pattern(name, cpu_target):
 def test_a_backend_without_the_kernel_keeps_the_program():
     program = build(swiglu)
     assert fuse(program, frozenset()) is program
+
+
+# ---- layers with state -----------------------------------------------------------------------------------------------
+HIDDEN = 24
+WHOLE = {"delta_net"}  # ops that cards have for parts of layers
+
+
+def delta_layer(**changed):
+    """Return a function over (x, angles, step) of a gated delta net, with its parameters and states."""
+    layer = GatedDeltaNet(HIDDEN, 2, 4, 8, 6, 4, 1e-6, tiled=True)
+    vars(layer).update(changed)
+    return layer, ("f32", "f32")
+
+
+LAYERS = {"delta": (delta_layer, ["project", "delta_net", "linear"])}
+
+
+def build_layer(layer, dtypes, outputs=lambda y, state: {"y": y}):
+    """Trace a layer over pages and slots."""
+    layer.parameters()
+
+    def program(p):
+        x, angles, step = p.input("x", "T", HIDDEN), p.input("angles", "T", 8), p.step(2)
+        shapes = layer.state_shapes(4, 6)
+        states = zip(shapes._fields, shapes, dtypes, strict=True)
+        state = type(shapes)(*(p.input(name, *shape, kind="state", dtype=dtype) for name, shape, dtype in states))
+        return outputs(*layer(x, angles, step, state))
+
+    return trace(program)
+
+
+def run_layer(program, layer):
+    """Run two sequences, one of which goes on, on the reference; returns the output and the states."""
+    random = np.random.default_rng(0)
+    weights = {n: random.normal(size=p.shape).astype(np.float32) / 3 for n, p in layer.parameters().items()}
+    x, angles = (random.normal(size=(8, n)).astype(np.float32) for n in (HIDDEN, 8))
+    step = Step.of([[0] * 5, [0] * 3], starts=[0, 70], slots=[2, 3], page_table=np.int32([[3, 0], [2, 1]]))
+    reference = ReferenceBackend()
+    states = {s.name: reference.state(s.shape, s.dtype) for s in program.of_kind("state")}
+    for value in states.values():
+        value[...] = random.normal(size=value.shape)
+    plan = reference.compile(program, reference.load(program, weights), state=states)
+    return [plan.run(step, x=x, angles=angles)["y"], *states.values()]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_with_state(name):
+    make, wanted = LAYERS[name]
+    layer, dtypes = make()
+    program = build_layer(layer, dtypes)
+    fused = fuse(program, PROJECT | WHOLE)
+    assert [node.op.name for node in fused.nodes] == wanted
+    assert {s.name for s in fused.storage().values()} == {s.name for s in program.of_kind("state")}
+    for got, value in zip(run_layer(fused, layer), run_layer(program, layer), strict=True):
+        assert close(got, value, 1e-5)
+    for kernels in (CpuBackend("scalar").kernels(), PROJECT):
+        assert not WHOLE & {node.op.name for node in fuse(program, kernels).nodes}
+
+
+def test_a_delta_net_whose_parts_others_read_or_that_is_too_wide_stays():
+    layer, dtypes = delta_layer()
+    for outputs in (lambda y, state: {"y": y, "conv": state.conv}, lambda y, state: {"y": y, "delta": state.delta}):
+        program = build_layer(layer, dtypes, outputs)
+        assert "delta_net" not in {node.op.name for node in fuse(program, PROJECT | WHOLE).nodes}
+    program = build_layer(GatedDeltaNet(HIDDEN, 1, 1, 8, COLUMNS + 1, 4, 1e-6), dtypes)
+    assert "delta_net" not in {node.op.name for node in fuse(program, PROJECT | WHOLE).nodes}

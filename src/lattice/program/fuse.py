@@ -1,12 +1,14 @@
-"""Fusion: one table of patterns, each rewriting small ops into `project`, the fused product.
+"""Fusion: one table of patterns, each rewriting small ops into one that a backend runs as a whole.
 
     siblings     linear(x, w1), linear(x, w2) [, ... up to four]       q, k, v: one pass over x, quantised once
     gate         gated_activation(linear(x, w1), linear(x, w2))        the two halves never leave registers
     activation   activation(linear(x, w))
     residual     add(x, linear(...))  or  add(linear(...), x)
     norm         project(norm(x), ...) where nothing else reads the normalised x
+    delta net    gated_activation(z, rms_norm(slot_gated_delta(slot_conv1d(x)))), the norm over each head
 
-The patterns are tried in one fixed order, each over the whole program, and only where the backend has `project`.
+The patterns are tried in one fixed order, each over the whole program, and only where the backend has the op that it
+leads to: `project` for the first five, `delta_net` for the last.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from lattice.ops import REGISTRY, Symbol
+from lattice.ops.fused import COLUMNS
 from lattice.program.ir import Node, Program
 
 PLAIN = {"norm": None, "eps": 0.0, "kind": None, "gated": False}
@@ -38,13 +41,21 @@ class _Graph:
             return None
         return node
 
+    def only(self, symbol: Symbol | None, op: str) -> Node | None:
+        """Return the node that makes `symbol` if it is an `op` and nothing else reads anything that the node makes."""
+        node = self.maker.get(id(symbol))
+        if node is None or node.op.name != op or any(self.reads[id(o)] != (o is symbol) for o in node.outputs):
+            return None
+        return node
+
 
 def fuse(program: Program, kernels: frozenset[str]) -> Program:
     """Return the program with every pattern applied that the backend's `kernels` allow."""
-    if "project" not in kernels:
+    patterns = [pattern for op, pattern in PATTERNS if op in kernels]
+    if not patterns:
         return program
     nodes = list(program.nodes)
-    for pattern in (_gate, _siblings, _activation, _residual, _norm):
+    for pattern in patterns:
         nodes = _rewrite(program, nodes, pattern)
     return program.with_nodes(nodes)
 
@@ -142,3 +153,34 @@ def _norm(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
     attributes["norm"] = "rms" if norm.op.name == "rms_norm" else "layer"
     parameters = norm.args[1], norm.args[2] if len(norm.args) > 2 else None
     return [norm], _project(norm.args[0], weights, node.outputs, parameters, residual, **attributes)
+
+
+def _delta_net(graph: _Graph, node: Node, _dropped: set[int]) -> tuple | None:
+    """The states' new versions come later than they did: nothing may read them."""
+    if node.op.name != "gated_activation" or node.attributes["kind"] != "silu":
+        return None
+    norm = graph.single(node.args[1], "rms_norm")
+    delta = graph.only(norm.args[0], "slot_gated_delta") if norm else None
+    conv = graph.only(delta.args[1], "slot_conv1d") if delta else None
+    if norm is None or delta is None or conv is None or conv.attributes["kind"] != "silu":
+        return None
+    columns = delta.args[0].shape[-1]
+    if norm.args[1].shape != (columns,) or columns > COLUMNS or delta.args[-1] is not conv.args[-1]:
+        return None
+    conv_state, x, conv_weight, step = conv.args
+    state, _, a, b, a_log, dt_bias, _ = delta.args
+    args = conv_state, state, x, node.args[0], a, b, conv_weight, a_log, dt_bias, norm.args[1], step
+    outputs = conv.outputs[0], delta.outputs[0], node.outputs[0]
+    attributes = delta.attributes | {"eps": norm.attributes["eps"]}
+    return [conv, delta, norm], Node(REGISTRY["delta_net"], args, attributes, outputs)
+
+
+# The op that a pattern leads to, and the pattern.
+PATTERNS = (
+    ("delta_net", _delta_net),
+    ("project", _gate),
+    ("project", _siblings),
+    ("project", _activation),
+    ("project", _residual),
+    ("project", _norm),
+)
