@@ -128,7 +128,7 @@ def limits(program: Program) -> dict[str, int]:
             bound(arguments["ids"], arguments["gate"].shape[0])
         elif node.op.name == "take_rows" and isinstance(arguments["x"].shape[0], int):
             bound(arguments["rows"], arguments["x"].shape[0])
-        elif node.op.name == "append_kv":
+        elif node.op.name in ("append_kv", "rotated_kv"):
             step = arguments["step"]
             bound(step.page_table, arguments["k_pages"].shape[0])
             bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)

@@ -38,6 +38,7 @@ MANY_STAGES = ("main", "then", "then2")  # entries that run one after another
 FEW_STAGES = ("few", "merge")
 SHARED = {
     "conv1d": "slot_conv1d",
+    "gated_attention": "paged_attention",
     "gated_delta": "slot_gated_delta",
     "linear": "project",
 }  # ops that have another's kernel
