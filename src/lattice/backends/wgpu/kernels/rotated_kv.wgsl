@@ -1,4 +1,4 @@
-// What attention does with queries, keys and values before it attends: heads parted from their gates, normed and turned,
+// What attention does with queries, keys and values before it attends: heads parted from gates, normed and turned,
 // keys and values put into their pages. One workgroup a token and head, of queries (z is 0) or of keys and values (1).
 // Pages are words that several tokens may share, two halves or four bytes each, so parts of a word are exchanged one
 // after the other, atomically.
