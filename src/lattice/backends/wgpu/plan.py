@@ -21,7 +21,7 @@ from lattice.backends._inputs import COUNTS, fields, write
 from lattice.backends.wgpu.device import ALIGNMENT, Device, Range, guarded
 from lattice.backends.wgpu.native import Command, replay
 from lattice.backends.wgpu.products import stacks
-from lattice.backends.wgpu.shader import FEW, Binding, Pipelines, Size, Source, source
+from lattice.backends.wgpu.shader import FEW, FEW_STAGES, MANY_STAGES, Binding, Pipelines, Size, Source, source
 from lattice.backends.wgpu.weights import Part, Placed, WgpuWeights
 from lattice.dtypes import BY_NAME
 from lattice.errors import expected
@@ -127,6 +127,7 @@ class WgpuPlan(Plan):
         self._host = [node for node in program.nodes if node.op.name in HOST]
         self._lay_inputs()
         self._arenas = self._lay_values()
+        self._scratches: dict[int, Any] = {}  # by size
         self.owner = program.storage()
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.dispatches = list(self._dispatches())
@@ -209,8 +210,8 @@ class WgpuPlan(Plan):
                     entry: Stage(self.pipelines.get(kernel, entry, constants), kernel.grid(entry, constants))
                     for entry in kernel.grids
                 }
-                few = tuple(made[entry] for entry in ("few", "merge") if entry in made)
-                yield Dispatch(node, group, (made["main"],), few)
+                many, few = (tuple(made[e] for e in stages if e in made) for stages in (MANY_STAGES, FEW_STAGES))
+                yield Dispatch(node, group, many, few)
 
     def _parts(self, node: Node) -> Iterator[tuple[Named, Mapping[str, Part]]]:
         """Yield what each dispatch of a node reads: everything, or rows of the weight that is cut."""
@@ -269,7 +270,10 @@ class WgpuPlan(Plan):
         size = kernel.scratch(constants)
         if size is None:
             raise expected(kernel.name, "a line of how much scratch memory it needs", "none")
-        return Range(self.device.buffer(4 * size.at(words)), 0, 4 * size.at(words))
+        nbytes = 4 * size.at(words)
+        if nbytes not in self._scratches:  # one node after another uses it
+            self._scratches[nbytes] = self.device.buffer(nbytes)
+        return Range(self._scratches[nbytes], 0, nbytes)
 
     @cached_property
     def _nothing(self) -> tuple[Any, Any]:

@@ -18,8 +18,8 @@ those that the file mentions, nothing else:
 
 A line `// workgroups: x, y` says how many workgroups run, in those names and numbers; `ceil(a * b / c / d)` rounds up.
 Beside `main` a file may have an entry `few` for at most FEW rows of the input whose `_count` stands in the line, with a
-line of its own, `// workgroups few: ...`, and one `merge` that runs behind it. `// scratch: a * b` asks for so many
-words, at capacity, bound as `scratch`.
+line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`.
+`// scratch: a * b` asks for so many words, at capacity, bound as `scratch`; nobody finds there what it left in a step.
 """
 
 from __future__ import annotations
@@ -37,8 +37,11 @@ from lattice.errors import expected
 
 FEW = 16  # rows
 TEAM = 32  # threads
+MANY_STAGES = ("main", "then", "then2")  # entries that run one after another
+FEW_STAGES = ("few", "merge")
 SHARED = {
     "conv1d": "slot_conv1d",
+    "gated_attention": "paged_attention",
     "gated_delta": "slot_gated_delta",
     "linear": "project",
 }  # ops that have another's kernel
