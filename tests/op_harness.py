@@ -17,6 +17,7 @@ from lattice.step import Sampling, Step
 PLAIN_FORMATS = ("f32", "f16", "bf16")
 STATE = {"float16": "f16", "int8": "i8"}  # the others are f32
 BLOCK_FORMATS = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+ON_CARDS = ("delta_net", "gated_attention", "rotated_kv")  # ops that fusion makes for cards alone
 FORMATS = PLAIN_FORMATS + BLOCK_FORMATS
 ROW_FORMATS = ("row8", "row16")  # what products may be rounded to; no file holds them
 

@@ -128,13 +128,14 @@ def limits(program: Program) -> dict[str, int]:
             bound(arguments["ids"], arguments["gate"].shape[0])
         elif node.op.name == "take_rows" and isinstance(arguments["x"].shape[0], int):
             bound(arguments["rows"], arguments["x"].shape[0])
-        elif node.op.name == "append_kv":
+        elif node.op.name in ("append_kv", "rotated_kv"):
             step = arguments["step"]
             bound(step.page_table, arguments["k_pages"].shape[0])
             bound(step.positions, step.page_table.shape[1] * PAGE_TOKENS)
-        elif node.op.name in ("slot_conv1d", "slot_gated_delta"):
+        elif node.op.name in ("slot_conv1d", "slot_gated_delta", "delta_net"):
             for field in (arguments["step"].slots, arguments["step"].saves):
-                bound(field, arguments["state"].shape[0])
+                for state in node.op.writes:
+                    bound(field, arguments[state].shape[0])
         elif node.op.name == "sample":
             bound(arguments["sampling"].edit_ids, arguments["logits"].shape[-1])
         elif node.op.name == "logprobs":

@@ -166,7 +166,7 @@ def _(k_pages, v_pages, k, v, step):
     return [k_pages, v_pages]
 
 
-def _paged_step(draw, starts, lengths):
+def paged_step(draw, starts, lengths):
     """Return a step whose sequences begin at `starts`, and the pages it needs, shuffled."""
     widths = [(start + n + PAGE_TOKENS - 1) // PAGE_TOKENS for start, n in zip(starts, lengths, strict=True)]
     order = draw.random.permutation(sum(widths)).astype(np.int32)
@@ -176,7 +176,7 @@ def _paged_step(draw, starts, lengths):
     return Step.of([[0] * n for n in lengths], starts=starts, page_table=table), sum(widths)
 
 
-def _pages(draw, pages, kv_heads, head_dim, dtype):
+def draw_pages(draw, pages, kv_heads, head_dim, dtype):
     """Return pools of keys and of values that hold something."""
     if dtype is np.int8:
         k, v = (_to_8_bits(draw.random.normal(size=(pages, kv_heads, PAGE_TOKENS, head_dim))) for _ in range(2))
@@ -197,9 +197,9 @@ def _(draw):
     for starts, lengths in PAGED:
         for kv_heads, head_dim in ((1, 8), (3, 20)):
             for dtype in (np.float32, np.float16, np.int8):
-                step, pages = _paged_step(draw, starts, lengths)
+                step, pages = paged_step(draw, starts, lengths)
                 k, v = (draw.rows(sum(lengths), kv_heads * head_dim) for _ in range(2))
-                k_pages, v_pages = _pages(draw, pages, kv_heads, head_dim, dtype)
+                k_pages, v_pages = draw_pages(draw, pages, kv_heads, head_dim, dtype)
                 yield draw.sample(k_pages, v_pages, k, v, step)
 
 
@@ -237,7 +237,7 @@ def _(draw):
         for heads, kv_heads, head_dim in ((1, 1, 8), (9, 3, 16), (4, 2, 20)):
             windows = (np.float32, 0), (np.float16, 0), (np.int8, 0), (np.float32, 5), (np.float16, 65), (np.int8, 65)
             for dtype, window in windows:
-                step, pages = _paged_step(draw, starts, lengths)
-                k_pages, v_pages = _pages(draw, pages, kv_heads, head_dim, dtype)
+                step, pages = paged_step(draw, starts, lengths)
+                k_pages, v_pages = draw_pages(draw, pages, kv_heads, head_dim, dtype)
                 q = draw.rows(sum(lengths), heads * head_dim)
                 yield draw.sample(q, k_pages, v_pages, step, scale=head_dim**-0.5, window=window)

@@ -21,7 +21,7 @@ from lattice.backends._inputs import COUNTS, fields, write
 from lattice.backends.wgpu.device import ALIGNMENT, Device, Range, guarded
 from lattice.backends.wgpu.native import Command, replay
 from lattice.backends.wgpu.products import stacks
-from lattice.backends.wgpu.shader import FEW, Binding, Pipelines, Size, Source, source
+from lattice.backends.wgpu.shader import FEW, FEW_STAGES, MANY_STAGES, Binding, Pipelines, Size, Source, source
 from lattice.backends.wgpu.weights import Part, Placed, WgpuWeights
 from lattice.dtypes import BY_NAME
 from lattice.errors import expected
@@ -36,6 +36,7 @@ HOST = ("rope_angles",)  # ops that the host computes for a step
 Named = dict[str, Symbol | None]  # what a kernel's names stand for
 LISTS = 64  # of commands that a plan keeps
 BATCH = 48  # commands that are submitted together
+MANY = 16384  # rows of a matrix, enough for every thread of a card when each team takes four
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class WgpuPlan(Plan):
         self._host = [node for node in program.nodes if node.op.name in HOST]
         self._lay_inputs()
         self._arenas = self._lay_values()
+        self._scratches: dict[int, Any] = {}  # by size
         self.owner = program.storage()
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.dispatches = list(self._dispatches())
@@ -208,8 +210,8 @@ class WgpuPlan(Plan):
                     entry: Stage(self.pipelines.get(kernel, entry, constants), kernel.grid(entry, constants))
                     for entry in kernel.grids
                 }
-                few = tuple(made[entry] for entry in ("few", "merge") if entry in made)
-                yield Dispatch(node, group, (made["main"],), few)
+                many, few = (tuple(made[e] for e in stages if e in made) for stages in (MANY_STAGES, FEW_STAGES))
+                yield Dispatch(node, group, many, few)
 
     def _parts(self, node: Node) -> Iterator[tuple[Named, Mapping[str, Part]]]:
         """Yield what each dispatch of a node reads: everything, or rows of the weight that is cut."""
@@ -268,7 +270,10 @@ class WgpuPlan(Plan):
         size = kernel.scratch(constants)
         if size is None:
             raise expected(kernel.name, "a line of how much scratch memory it needs", "none")
-        return Range(self.device.buffer(4 * size.at(words)), 0, 4 * size.at(words))
+        nbytes = 4 * size.at(words)
+        if nbytes not in self._scratches:  # one node after another uses it
+            self._scratches[nbytes] = self.device.buffer(nbytes)
+        return Range(self._scratches[nbytes], 0, nbytes)
 
     @cached_property
     def _nothing(self) -> tuple[Any, Any]:
@@ -298,6 +303,7 @@ class WgpuPlan(Plan):
             yield f"width_{index}", 0 if result is None else result.shape[-1]
         for name, part in parts.items():
             yield from ((f"has_{name}", True), (f"{name}_first", part.first), (f"{name}_some", part.rows))
+            yield f"{name}_each", 4 if part.rows >= MANY else 2 if node.attributes.get("gated") else 1
             yield from ((f"{name}_{choice}", part.dtype == choice) for choice in BY_NAME)
 
     def _measures(self, name: str, symbol: Symbol) -> Iterator[tuple[str, Any]]:

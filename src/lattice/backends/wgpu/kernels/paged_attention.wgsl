@@ -1,4 +1,5 @@
 // Attention through the page table: a workgroup takes a token and a head, one page of 64 keys at a time.
+// With a gate, the projection whose heads are pairs of a query and a gate, each head is multiplied by its sigmoid.
 // `few`: 32 workgroups share the pages of a token and head, and `merge` puts their parts together.
 // The running maximum and sum follow Milakov and Gimelshein (2018): what was summed is scaled when the maximum grows.
 
@@ -13,6 +14,7 @@
 @group(0) @binding(3) var<storage, read> v_pages: array<u32>;
 @group(0) @binding(4) var<storage, read_write> out: array<f32>;
 @group(0) @binding(5) var<storage, read_write> scratch: array<f32>;
+@group(0) @binding(6) var<storage, read> gate: array<f32>;
 
 const row_width = k_pages_2;
 const head_dim = k_pages_dim;
@@ -84,6 +86,14 @@ fn stored_value(at: u32) -> f32 {
         return f32(unpack4xI8(v_pages[at / 4u])[at & 3u]);
     }
     return bitcast<f32>(v_pages[at]);
+}
+
+// How far the gate of a dimension is open.
+fn opened(token: u32, head: u32, d: u32) -> f32 {
+    if (!has_gate) {
+        return 1.0;
+    }
+    return 1.0 / (1.0 + exp(-gate[2u * token * q_columns + (2u * head + 1u) * head_dim + d]));
 }
 
 const heads = q_columns / head_dim;
@@ -170,7 +180,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var o = 0u; o < OWN; o++) {
         let d = o * GROUP + thread;
         if (d < head_dim) {
-            out[group.x * q_columns + group.y * head_dim + d] = own[o] / found.y;
+            out[group.x * q_columns + group.y * head_dim + d] = own[o] / found.y * opened(group.x, group.y, d);
         }
     }
 }
@@ -212,6 +222,6 @@ fn merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
         for (var s = 0u; s < SPLITS; s++) {
             value += chunk[s] * scratch[parts_at + s * WIDTH + d];
         }
-        out[group.x * q_columns + group.y * head_dim + d] = value / whole;
+        out[group.x * q_columns + group.y * head_dim + d] = value / whole * opened(group.x, group.y, d);
     }
 }

@@ -1,11 +1,12 @@
 // What follows from one input: norm(x) W^T + bias, then activation, gate or residual; `linear` and its fused form `project`.
 // W is one matrix or several with the same input, one below the other (gated: their rows by turns), in the format of its
 // file: rows of blocks of 32 values, each value = scale * quant + low.
-// `few`: a workgroup takes four rows, a thread a block of each at a time, so that x is read once for all four.
+// `few`: x, normalised, is brought into workgroup memory once for eight teams of 32 threads; a team takes one row, two (a
+// gated pair) or four (of a matrix of many), a thread a block of each at a time.
 // `main`: tiles of 128 tokens by 64 rows, 16 columns at a time, through workgroup memory; a thread makes 8 by 4 results.
 // The root mean square of a row multiplies its results: it is known when they are, and x is read once.
 
-// workgroups few: 64, ceil(weight_some / 256), x_count
+// workgroups few: ceil(weight_some / 8 / weight_each), 1, x_count
 // workgroups: ceil(x_count / 128), ceil(weight_some / 64)
 
 @group(0) @binding(0) var<storage, read> inputs: array<u32>;
@@ -236,35 +237,53 @@ fn place(token: u32, row: u32, value: f32) {
     }
 }
 
-// Four products of a token, of which rows beyond the matrix count for nothing.
-fn put(token: u32, first: u32, products: vec4<f32>) {
+// The first `count` of four products of a token.
+fn put(token: u32, first: u32, count: u32, products: vec4<f32>) {
     var values = products;
+    let row = weight_first + first;
     for (var r = 0u; r < 4u; r++) {
-        if (has_bias && first + r < weight_some) {
-            values[r] += bias[weight_first + first + r];
+        if (has_bias && r < count) {
+            values[r] += bias[row + r];
         }
     }
-    let row = weight_first + first;
     if (gated) {
         place(token, row / 2u, activate(values.x) * values.y);
-        if (first + 2u < weight_some) {
+        if (count > 2u) {
             place(token, row / 2u + 1u, activate(values.z) * values.w);
         }
         return;
     }
     for (var r = 0u; r < 4u; r++) {
-        if (first + r < weight_some) {
+        if (r < count) {
             place(token, row + r, activate(values[r]));
         }
     }
 }
 
-const GROUP = 32u;
+const LANES = 32u;  // threads that share rows: a team
+const TEAMS = 8u;
+const GROUP = LANES * TEAMS;
+const MOST = 112u;  // blocks of x that lie in workgroup memory together
+const STAGES = (blocks + MOST - 1u) / MOST;
+const STAGED = (blocks + STAGES - 1u) / STAGES;
+const EACH = weight_each;  // rows of a team
+
+var<workgroup> staged: array<vec4<f32>, 8u * STAGED>;  // a block's eight vectors lie STAGED apart: no two lanes share a bank
 var<workgroup> partial: array<vec4<f32>, GROUP>;
 var<workgroup> numbers: array<f32, GROUP>;
 
+// The sum over a workgroup, for each of its threads.
 fn total(value: f32, thread: u32) -> f32 {
     workgroupBarrier();
+    if (team_adds) {
+        let sum = team_add(value);
+        if (thread % LANES == 0u) {
+            numbers[thread / LANES] = sum;
+        }
+        workgroupBarrier();
+        let four = vec4<f32>(numbers[0], numbers[1], numbers[2], numbers[3]);
+        return dot(four + vec4<f32>(numbers[4], numbers[5], numbers[6], numbers[7]), vec4<f32>(1.0));
+    }
     numbers[thread] = value;
     for (var half = GROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
@@ -276,60 +295,105 @@ fn total(value: f32, thread: u32) -> f32 {
     return numbers[0];
 }
 
-@compute @workgroup_size(32)
+// The sums over a team, for its first lane.
+fn team_total(value: vec4<f32>, thread: u32) -> vec4<f32> {
+    if (team_adds) {
+        var sum = vec4<f32>(team_add(value.x), 0.0, 0.0, 0.0);
+        if (EACH > 1u) {
+            sum.y = team_add(value.y);
+        }
+        if (EACH > 2u) {
+            sum.z = team_add(value.z);
+            sum.w = team_add(value.w);
+        }
+        return sum;
+    }
+    partial[thread] = value;
+    for (var half = LANES / 2u; half > 0u; half /= 2u) {
+        workgroupBarrier();
+        if (thread % LANES < half) {
+            partial[thread] += partial[thread + half];
+        }
+    }
+    return partial[thread];
+}
+
+// Mean, and the inverse of the standard deviation, of a token's x.
+fn moments(token: u32, thread: u32) -> vec2<f32> {
+    var sum = 0.0;
+    for (var c = thread; c < columns; c += GROUP) {
+        sum += x[(token * columns + c) / 4u][(token * columns + c) % 4u];
+    }
+    let mean = total(sum, thread) / f32(columns);
+    sum = 0.0;
+    for (var c = thread; c < columns; c += GROUP) {
+        let value = x[(token * columns + c) / 4u][(token * columns + c) % 4u] - mean;
+        sum += value * value;
+    }
+    return vec2<f32>(mean, inverseSqrt(total(sum, thread) / f32(columns) + eps));
+}
+
+@compute @workgroup_size(256)
 fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = group.z;
-    let first = (group.y * 64u + group.x) * 4u;
-    if (first >= weight_some) {
-        return;
-    }
-    var mean = 0.0;
-    var inverse = 1.0;
-    if (norm_layer) {
-        var sum = 0.0;
-        for (var c = thread; c < columns; c += GROUP) {
-            sum += x[(token * columns + c) / 4u][(token * columns + c) % 4u];
-        }
-        mean = total(sum, thread) / f32(columns);
-        sum = 0.0;
-        for (var c = thread; c < columns; c += GROUP) {
-            let value = x[(token * columns + c) / 4u][(token * columns + c) % 4u] - mean;
-            sum += value * value;
-        }
-        inverse = inverseSqrt(total(sum, thread) / f32(columns) + eps);
-    }
+    let lane = thread % LANES;
+    let first = (group.x * TEAMS + thread / LANES) * EACH;
     let last = weight_some - 1u;
     let ones = vec4<f32>(1.0);
+    var moment = vec2<f32>(0.0, 1.0);
+    if (norm_layer) {
+        moment = moments(token, thread);
+    }
     var squares = vec4<f32>();
     var sum = vec4<f32>();
-    for (var b = thread; b < blocks; b += GROUP) {
-        var v: array<vec4<f32>, 8>;
-        for (var i = 0u; i < 8u; i++) {
-            let column = b * 32u + 4u * i;
-            let values = x_four(token, column);
+    for (var stage = 0u; stage < STAGES; stage++) {
+        let begin = stage * STAGED;
+        if (stage > 0u) {
+            workgroupBarrier();
+        }
+        for (var i = thread; i < 8u * STAGED; i += GROUP) {
+            let column = begin * 32u + 4u * i;
+            var values = vec4<f32>();
+            if (STAGES == 1u || column < blocks * 32u) {
+                values = x_four(token, column);
+            }
             if (norm_rms) {
                 squares += values * values;
             }
-            v[i] = normed(values, column, mean, inverse);
+            if (column < columns) {
+                values = normed(values, column, moment.x, moment.y);
+            }
+            staged[i % 8u * STAGED + i / 8u] = values;
         }
-        let sums = vec2<f32>(dot(v[0] + v[1] + v[2] + v[3], ones), dot(v[4] + v[5] + v[6] + v[7], ones));
-        sum += vec4<f32>(
-            product(block_of(first, b), v, sums),
-            product(block_of(min(first + 1u, last), b), v, sums),
-            product(block_of(min(first + 2u, last), b), v, sums),
-            product(block_of(min(first + 3u, last), b), v, sums));
-    }
-    partial[thread] = sum;
-    numbers[thread] = dot(squares, ones);
-    for (var half = GROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
-        if (thread < half) {
-            partial[thread] += partial[thread + half];
-            numbers[thread] += numbers[thread + half];
+        for (var trip = 0u; trip < (STAGED + LANES - 1u) / LANES; trip++) {
+            let own = trip * LANES + lane;
+            let b = begin + own;
+            if (own >= STAGED || b >= blocks) {
+                continue;
+            }
+            var v = array<vec4<f32>, 8>();
+            for (var i = 0u; i < 8u; i++) {
+                v[i] = staged[i * STAGED + own];
+            }
+            let sums = vec2<f32>(dot(v[0] + v[1] + v[2] + v[3], ones), dot(v[4] + v[5] + v[6] + v[7], ones));
+            sum.x += product(block_of(min(first, last), b), v, sums);
+            if (EACH > 1u) {
+                sum.y += product(block_of(min(first + 1u, last), b), v, sums);
+            }
+            if (EACH > 2u) {
+                sum.z += product(block_of(min(first + 2u, last), b), v, sums);
+                sum.w += product(block_of(min(first + 3u, last), b), v, sums);
+            }
         }
     }
-    if (thread == 0u) {
-        put(token, first, partial[0] * of_squares(numbers[0]));
+    var factor = 1.0;
+    if (norm_rms) {
+        factor = of_squares(total(dot(squares, ones), thread));
+    }
+    let found = team_total(sum, thread);
+    if (lane == 0u && first < weight_some) {
+        put(token, first, min(EACH, weight_some - first), found * factor);
     }
 }
 
@@ -471,6 +535,6 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 // Four products of a token of the tile.
 fn finish(first_token: u32, token: u32, row: u32, tokens: u32, products: vec4<f32>) {
     if (first_token + token < tokens && row < weight_some) {
-        put(first_token + token, row, products * of_squares(sum_of_token(token)));
+        put(first_token + token, row, min(4u, weight_some - row), products * of_squares(sum_of_token(token)));
     }
 }
