@@ -16,7 +16,6 @@ import numpy as np
 import wgpu
 from wgpu.backends.wgpu_native import extras
 
-from lattice.backends.wgpu.native import subgroup
 from lattice.errors import LatticeError, expected
 
 BACKENDS = ["Vulkan", "Metal", "DX12"]  # OpenGL lacks what the kernels need
@@ -52,7 +51,6 @@ class Device:
         self.info = adapter.info
         self.features = features
         self.software = self.info["adapter_type"] == "CPU"
-        self.subgroup = subgroup(adapter) if "subgroup" in features else 0  # threads, always; 0: not known
         limits = {name: adapter.limits[name] for name in LIMITS}
         with guarded("a device of this adapter"):
             self.handle = adapter.request_device_sync(required_features=sorted(features), required_limits=limits)

@@ -53,17 +53,6 @@ def by_methods(rounds: Any, commands: Sequence[Command]) -> None:
         rounds.dispatch_workgroups(command.x, command.y, command.z)
 
 
-def subgroup(adapter: Any) -> int:
-    """Return how many threads of this adapter always make a subgroup; 0 where that is not known."""
-    if lib is None or not hasattr(adapter, "_internal"):
-        return 0
-    info = ffi.new("WGPUAdapterInfo *")  # wgpu's own `info` has other numbers in their place
-    lib.wgpuAdapterGetInfo(adapter._internal, info)
-    least, most = info.subgroupMinSize, info.subgroupMaxSize
-    lib.wgpuAdapterInfoFreeMembers(info[0])
-    return int(least) if least == most else 0
-
-
 def unchecked(device: Any, module: Any, code: str) -> Any:
     """Return a module that was validated, made anew without runtime checks."""
     create = getattr(lib, "wgpuDeviceCreateShaderModuleTrusted", None)

@@ -12,7 +12,6 @@ those that the file mentions, nothing else:
     has_bias                 whether that input or state is there
     weight_q8_0              whether that is the weight's format; weight_first, weight_some: the rows that are bound
     weight_each              how many of them 32 threads take together where a step has few tokens
-    team_adds                whether team_add(x) is the sum over 32 threads that follow one another: a subgroup's
     step_positions           where in `inputs` that part of the step begins; step_width: pages in a row of its table
     k_pages_f16              whether that state is stored so
 
@@ -36,7 +35,6 @@ from lattice.backends.wgpu.native import unchecked
 from lattice.errors import expected
 
 FEW = 16  # rows
-TEAM = 32  # threads
 MANY_STAGES = ("main", "then", "then2")  # entries that run one after another
 FEW_STAGES = ("few", "merge")
 SHARED = {
@@ -134,10 +132,6 @@ def source(name: str) -> Source:
 def prelude(kernel: Source, constants: Mapping[str, Any], device: Device) -> str:
     """Return what is put before a kernel's text: what it may use, and the constants that it mentions."""
     lines = ["enable f16;"] if "shader-f16" in device.features else []
-    if kernel.mentions("team_adds"):
-        adds = device.subgroup == TEAM
-        lines.append(f"const team_adds = {str(adds).lower()};")
-        lines.append(f"fn team_add(x: f32) -> f32 {{ return {'subgroupAdd(x)' if adds else 'x'}; }}")
     for name, value in constants.items():
         if kernel.mentions(name):
             lines.append(_declare(name, value))

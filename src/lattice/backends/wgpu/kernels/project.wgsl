@@ -275,15 +275,6 @@ var<workgroup> numbers: array<f32, GROUP>;
 // The sum over a workgroup, for each of its threads.
 fn total(value: f32, thread: u32) -> f32 {
     workgroupBarrier();
-    if (team_adds) {
-        let sum = team_add(value);
-        if (thread % LANES == 0u) {
-            numbers[thread / LANES] = sum;
-        }
-        workgroupBarrier();
-        let four = vec4<f32>(numbers[0], numbers[1], numbers[2], numbers[3]);
-        return dot(four + vec4<f32>(numbers[4], numbers[5], numbers[6], numbers[7]), vec4<f32>(1.0));
-    }
     numbers[thread] = value;
     for (var half = GROUP / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
@@ -297,17 +288,6 @@ fn total(value: f32, thread: u32) -> f32 {
 
 // The sums over a team, for its first lane.
 fn team_total(value: vec4<f32>, thread: u32) -> vec4<f32> {
-    if (team_adds) {
-        var sum = vec4<f32>(team_add(value.x), 0.0, 0.0, 0.0);
-        if (EACH > 1u) {
-            sum.y = team_add(value.y);
-        }
-        if (EACH > 2u) {
-            sum.z = team_add(value.z);
-            sum.w = team_add(value.w);
-        }
-        return sum;
-    }
     partial[thread] = value;
     for (var half = LANES / 2u; half > 0u; half /= 2u) {
         workgroupBarrier();
