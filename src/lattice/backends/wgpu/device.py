@@ -19,7 +19,7 @@ from wgpu.backends.wgpu_native import extras
 from lattice.errors import LatticeError, expected
 
 BACKENDS = ["Vulkan", "Metal", "DX12"]  # OpenGL lacks what the kernels need
-FEATURES = ("shader-f16", "subgroup", "timestamp-query")  # used where the card has them
+FEATURES = ("timestamp-query",)  # used where the card has them; kernels need none
 # What kernels may need more of than WebGPU's defaults grant: the adapter's own limits are asked for.
 LIMITS = (
     "max-buffer-size", "max-storage-buffer-binding-size", "max-storage-buffers-per-shader-stage",

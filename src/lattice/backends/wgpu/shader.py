@@ -129,13 +129,9 @@ def source(name: str) -> Source:
     return Source(name, text, bindings, {entry or "main": terms for entry, terms in _GRID.findall(text)})
 
 
-def prelude(kernel: Source, constants: Mapping[str, Any], device: Device) -> str:
-    """Return what is put before a kernel's text: what it may use, and the constants that it mentions."""
-    lines = ["enable f16;"] if "shader-f16" in device.features else []
-    for name, value in constants.items():
-        if kernel.mentions(name):
-            lines.append(_declare(name, value))
-    return "\n".join(lines) + "\n"
+def prelude(kernel: Source, constants: Mapping[str, Any]) -> str:
+    """Return what is put before a kernel's text: the constants that it mentions."""
+    return "".join(f"{_declare(name, value)}\n" for name, value in constants.items() if kernel.mentions(name))
 
 
 def _declare(name: str, value: Any) -> str:
@@ -156,7 +152,7 @@ class Pipelines:
 
     def get(self, kernel: Source, entry: str, constants: Mapping[str, Any]) -> Any:
         """Return the pipeline of an entry with these constants."""
-        code = prelude(kernel, constants, self.device) + kernel.text
+        code = prelude(kernel, constants) + kernel.text
         if (code, entry) not in self._made:
             handle = self.device.handle
             with guarded(f"a kernel {kernel.name} that this card takes"):
