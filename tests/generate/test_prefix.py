@@ -176,13 +176,13 @@ def test_an_interrupted_step_leaves_no_prefix_behind(hybrid, monkeypatch, after)
     for _ in range(after):
         next(stream)
     entries = lengths(hybrid.engine)
-    original = engine_module.run_plans
+    original = engine_module.submit_plans
 
-    def interrupted(plans) -> None:
-        original(plans)
+    def interrupted(*args) -> None:
+        original(*args)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine_module, "run_plans", interrupted)
+    monkeypatch.setattr(engine_module, "submit_plans", interrupted)
     with pytest.raises(KeyboardInterrupt):
         next(stream)
     monkeypatch.undo()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,6 +66,17 @@ class Plan(ABC):
         """Run plans of this backend, whose steps are written, one after another."""
         raise self._without_buffers()
 
+    def submit(self, plans: Sequence[Any], gives: tuple[Any, str] | None = None, feed: str | None = None) -> Any:
+        """Run plans as `together` does, perhaps without waiting for them; `gives` names a plan among them and an output.
+
+        What is returned is to be called once, and gives that output: it waits for this step only. On backends that run
+        ahead, that output of the step before it can be fed to an input of the first plan, by name, before anybody reads it.
+        """
+        if feed is not None:
+            raise expected("plan", "a backend that runs ahead", type(self).__name__)
+        self.together(plans)
+        return None if gives is None else lambda: gives[0].outputs[gives[1]]
+
     def _without_buffers(self) -> LatticeError:
         return expected("plan", "a backend whose plans keep buffers", type(self).__name__)
 
@@ -75,11 +86,17 @@ def run_plans(plans: Sequence[Plan]) -> None:
     plans[0].together(plans)
 
 
+def submit_plans(plans: Sequence[Plan], gives: tuple[Plan, str], feed: str | None = None) -> Callable[[], np.ndarray]:
+    """Run them, and return what gives an output; see `Plan.submit`."""
+    return plans[0].submit(plans, gives, feed)
+
+
 class Backend(ABC):
     """A place where programs run."""
 
     name: str
     target: str  # what its results may depend on: a family of instructions, a card
+    ahead = False  # whether a step may be submitted before what it begins with was read
 
     @abstractmethod
     def kernels(self) -> frozenset[str]:

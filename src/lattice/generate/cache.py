@@ -115,6 +115,7 @@ class Sequence:
         self.kept = 0  # length of the longest prefix of it that is kept
         self.entries: WeakSet[Any] = WeakSet()  # those prefixes, as long as they are
         self.trail: Trail | None = None  # told the hidden states behind the tokens that are run
+        self.ahead: Any = None  # the step behind these tokens, if it is under way (ahead.py)
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -130,9 +131,9 @@ class Sequence:
         if count < self.kept:
             raise ValueError(f"{self.kept} tokens are kept, more than {count}")
         del self.tokens[count:]
-        self.slot = slot
+        self.slot, self.ahead = slot, None
 
     def clear(self) -> None:
         """Forget the tokens and give everything back; may be called again."""
         self.tokens, self.pages, self.marks = [], [], []
-        self.slot = self.own = None
+        self.slot = self.own = self.ahead = None

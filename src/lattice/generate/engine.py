@@ -21,10 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lattice.backends._backend import Backend, Capacity, Plan, run_plans
+from lattice.backends._backend import Backend, Capacity, Plan, run_plans, submit_plans
 from lattice.backends.cpu import STORAGE
 from lattice.errors import LatticeError, expected
 from lattice.generate import cache, saved
+from lattice.generate.ahead import Ahead
 from lattice.generate.logprobs import MOST, RowLogprobs, row_of
 from lattice.generate.prefix import Entry, Prefixes
 from lattice.generate.sampling import Sampler, SamplingSettings
@@ -302,32 +303,67 @@ class Engine:
                 self._run((self._plan,), sequence)
                 self._ran(sequence, part, kept)
 
-    def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> Advance:
-        """Run `tokens` behind a sequence's and draw the next one."""
+    def advance(
+        self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler, *, more: bool = False
+    ) -> Advance:
+        """Run `tokens` behind a sequence's and draw the next one; `more`: that one will likely be run next."""
         last = (len(tokens) - 1) // self.chunk * self.chunk
         if last:
             self.append(sequence, tokens[:last])
             tokens = tokens[last:]
         with self.lock:
-            position = len(sequence.tokens) + len(tokens)
-            kept: list[Kept] = []
-            if self._written is sampler and len(tokens) == 1 and sequence.slot is sequence.own:
-                self._write_next(tokens[0], position, sampler, sequence)
-            else:
-                self._written = None
-                lasting = len(tokens) == 1 and sequence.slot is sequence.own and not sequence.marks
-                kept = self._write(self._plan, sequence, tokens, rows=1)
-                self._sample.write(sampling=sampler.arrays(position))
-                self._written = sampler if lasting else None
-            plans = [self._plan, self._sample]
-            if sampler.logprobs is not None:
-                plans.append(self._logprobs_plan())
             started = perf_counter()
-            self._run(plans, sequence)
+            kept, wait = self._begin(sequence, tokens, sampler)
+            ahead = self._go_ahead(sequence, len(sequence) + len(tokens), sampler) if more and not kept else None
+            token = int(wait()[0])
             seconds = perf_counter() - started
             self._ran(sequence, tokens, kept)
-            row = row_of(plans[2].outputs) if sampler.logprobs is not None else None
-            return Advance(int(self._sample.outputs["tokens"][0]), seconds, row)
+            if ahead is not None:
+                ahead.token, sequence.ahead = token, ahead
+            row = row_of(self._logprobs_plan().outputs) if sampler.logprobs is not None else None
+            return Advance(token, seconds, row)
+
+    def _begin(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> tuple[list[Kept], Any]:
+        """Submit a step, unless it is under way; return the prefixes that it makes, and what gives its token."""
+        ahead, sequence.ahead = sequence.ahead, None
+        if ahead is not None and ahead.serves(len(sequence), tokens, sampler):
+            sequence.slot, sequence.own = None, ahead.slot
+            return [], ahead.wait
+        kept: list[Kept] = []
+        position = len(sequence) + len(tokens)
+        if self._written is sampler and len(tokens) == 1 and sequence.slot is sequence.own:
+            self._write_next(tokens[0], position, sampler, sequence)
+        else:
+            self._written = None
+            lasting = len(tokens) == 1 and sequence.slot is sequence.own and not sequence.marks
+            kept = self._write(self._plan, sequence, tokens, rows=1)
+            self._sample.write(sampling=sampler.arrays(position))
+            self._written = sampler if lasting else None
+        plans = [self._plan, self._sample]
+        if sampler.logprobs is not None:
+            plans.append(self._logprobs_plan())
+        sequence.slot = None
+        return kept, submit_plans(plans, (self._sample, "tokens"))
+
+    def _go_ahead(self, sequence: cache.Sequence, length: int, sampler: Sampler) -> Ahead | None:
+        """Submit the step behind the one under way, which makes the sequence so long, where nobody would miss what it
+        cannot know: the token before it in penalties, logprobs and hidden states of its own, prefixes to keep."""
+        alone = self._backend.ahead and self._written is sampler and not sequence.marks and sequence.trail is None
+        if not alone or sampler.remembers or sampler.logprobs is not None:
+            return None
+        if cache.pages_for(length + 1) > len(sequence.pages):
+            return None
+        slot = None
+        if sequence.own is not None:
+            try:
+                slot = self.take_slots(1)[0]
+            except LatticeError:  # other answers have the memory
+                return None
+        self._write_next(0, length + 1, sampler, sequence)
+        if slot is not None:
+            self._inputs["saves"][0] = slot.index
+        wait = submit_plans([self._plan, self._sample], (self._sample, "tokens"), feed="tokens")
+        return Ahead(length, 0, sampler, slot, wait)
 
     def verify(
         self,
@@ -348,6 +384,7 @@ class Engine:
         if self.recurrent:
             self._own_slot(sequence)
         with self.lock:
+            sequence.ahead = None
             return verifier.run(sequence, token, drafts, sampler, spare)
 
     def verifier(self) -> Verifier:
@@ -412,7 +449,7 @@ class Engine:
         return kept
 
     def _run(self, plans: Sequence[Plan], sequence: cache.Sequence) -> None:
-        sequence.slot = None  # until `_ran`: whoever interrupts this leaves state that fits no tokens
+        sequence.slot = sequence.ahead = None  # until `_ran`: whoever interrupts leaves state that fits no tokens
         run_plans(plans)
 
     def _ran(self, sequence: cache.Sequence, tokens: Sequence[int], kept: list[Kept]) -> None:

@@ -180,7 +180,8 @@ class Generation(Iterator[Chunk]):
                 room = self._limits.max_tokens - len(self.tokens)
                 drawn = self._speculation.step(self._known, min(room, self._reply.room or room))
             else:
-                drawn = [self._engine.advance(sequence, self._pending, self._sampler)]
+                more = len(self.tokens) + 1 < self._limits.max_tokens
+                drawn = [self._engine.advance(sequence, self._pending, self._sampler, more=more)]
             self._drawn.extend(map(self._know, drawn))
         self._pending = []
         advance = self._drawn.popleft()

@@ -158,6 +158,11 @@ class Sampler:
             "seed": np.full(1, self.seed, np.int64),
         }
 
+    @property
+    def remembers(self) -> bool:
+        """Whether what it draws depends on which tokens it drew."""
+        return self._reads_answer
+
     def read(self, prompt: Iterable[int]) -> None:
         """Take the prompt's tokens into the edits, if the repetition penalty is on."""
         if self._reads_prompt:

@@ -241,6 +241,9 @@ class Speculation:
     def step(self, tokens: list[int], room: int) -> list[Advance]:
         """Run the last of `tokens`, which is all that has not been run, and return at most `room` tokens behind it."""
         best, drafter, kind = self._choose(tokens, min(room - 1, self._engine.drafts))
+        more = drafter is None and room > 1
+        if self._sequence.ahead is not None:
+            drafter = None  # the step is under way: drafts come behind it
         started, self._last = self._clock(), None
         drafts: list[int] = []
         spare: list[Held] = []
@@ -254,7 +257,7 @@ class Speculation:
             started = ready
         drafted = self._clock()
         if drafter is None or not drafts:
-            advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler)
+            advance = self._engine.advance(self._sequence, tokens[-1:], self._sampler, more=more)
             self._costs.plain(self._clock() - started)
             self._account.add(SHARE)
             return [advance]

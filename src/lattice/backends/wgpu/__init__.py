@@ -30,6 +30,7 @@ class WgpuBackend(Backend):
     """Runs programs on a card; without one `open_device` raises."""
 
     name = "gpu"
+    ahead = True
 
     def __init__(self, device: Device | None = None):
         self.device = device or open_device()

@@ -4,8 +4,8 @@ wgpu's methods check their arguments and watch for errors around every call, abo
 dispatches of three calls, all of which were made and checked before, so they go to the C library straight, which
 reports errors when the pass is finished. Shaders are validated once by the method, and then made anew without what
 wgpu adds to every loop (a counter that ends it, which keeps drivers from unrolling) and to every index (a bound): the
-numbers that address memory are checked when a step is written. Where the library is not to be had, the methods do the
-same.
+numbers that address memory are checked when a step is written. A result is awaited by the index of its submission.
+Where the library is not to be had, the methods do the same.
 """
 
 from __future__ import annotations
@@ -13,10 +13,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import wgpu
+
 try:
     from wgpu.backends.wgpu_native import ffi, lib
 except ImportError:  # another version of wgpu
     ffi = lib = None
+else:
+
+    @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")
+    def _told(status: int, _message: Any, answer: Any, _: Any) -> None:
+        ffi.cast("int *", answer)[0] = status
 
 
 class Command(NamedTuple):
@@ -51,6 +58,41 @@ def by_methods(rounds: Any, commands: Sequence[Command]) -> None:
         rounds.set_pipeline(command.pipeline)
         rounds.set_bind_group(0, command.group)
         rounds.dispatch_workgroups(command.x, command.y, command.z)
+
+
+def submit(queue: Any, buffers: Sequence[Any]) -> int | None:
+    """Submit command buffers; return the submission's index, None where only the methods are to be had."""
+    if lib is None:
+        queue.submit(list(buffers))
+        return None
+    return int(lib.wgpuQueueSubmitForIndex(queue._internal, len(buffers), [one._internal for one in buffers]))
+
+
+def staging(device: Any, size: int) -> Any:
+    """Return a buffer that takes copies and that the host can read."""
+    return device.create_buffer(size=size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ)
+
+
+def read_mapped(device: Any, held: Any, size: int, index: int | None) -> bytes:
+    """Return what a submission, by its index, copied to a staging buffer; later submissions are not awaited.
+
+    wgpu's own way wakes a thread that waits for all that was submitted. RuntimeError where the card gives no answer.
+    """
+    if lib is None or index is None:
+        held.map_sync(wgpu.MapMode.READ)
+        found = bytes(held.read_mapped())
+        held.unmap()
+        return found
+    answer = ffi.new("int *")
+    wanted = {"mode": lib.WGPUCallbackMode_AllowProcessEvents, "callback": _told, "userdata1": answer}
+    lib.wgpuBufferMapAsync(held._internal, lib.WGPUMapMode_Read, 0, size, wanted)
+    if not answer[0]:
+        lib.wgpuDevicePoll(device._internal, True, ffi.new("uint64_t *", index))
+    if answer[0] != lib.WGPUMapAsyncStatus_Success:
+        raise RuntimeError("the device was lost: a buffer of it cannot be read any more")
+    found = bytes(ffi.buffer(lib.wgpuBufferGetConstMappedRange(held._internal, 0, size), size))
+    lib.wgpuBufferUnmap(held._internal)
+    return found
 
 
 def unchecked(device: Any, module: Any, code: str) -> Any:

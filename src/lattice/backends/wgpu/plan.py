@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from lattice.backends.wgpu.device import ALIGNMENT, Device, Range, guarded
 from lattice.backends.wgpu.native import Command, replay
 from lattice.backends.wgpu.products import stacks
 from lattice.backends.wgpu.shader import FEW, FEW_STAGES, MANY_STAGES, Binding, Pipelines, Size, Source, source
+from lattice.backends.wgpu.submit import Recorder
 from lattice.backends.wgpu.weights import Part, Placed, WgpuWeights
 from lattice.dtypes import BY_NAME
 from lattice.errors import expected
@@ -35,7 +37,7 @@ HEADER = ALIGNMENT // 4  # words before the inputs: three counts, then numbers t
 HOST = ("rope_angles",)  # ops that the host computes for a step
 Named = dict[str, Symbol | None]  # what a kernel's names stand for
 LISTS = 64  # of commands that a plan keeps
-BATCH = 48  # commands that are submitted together
+_NUMBERS = count()  # of plans
 MANY = 16384  # rows of a matrix, enough for every thread of a card when each team takes four
 
 
@@ -122,6 +124,8 @@ class WgpuPlan(Plan):
     ):
         self.device, self.pipelines, self.program, self.capacity = pipelines.device, pipelines, program, capacity
         self.weights, self.state, self.bound = weights, state, bound
+        self.number = next(_NUMBERS)
+        self._recorder = Recorder(self.device)
         self._constants = 3  # words of the header in use
         self.nodes = [node for node in program.nodes if node.op.name not in HOST]
         self._host = [node for node in program.nodes if node.op.name in HOST]
@@ -339,17 +343,24 @@ class WgpuPlan(Plan):
         write(self.fields, self.counts, step, sampling, inputs)
 
     def together(self, plans: Sequence[WgpuPlan]) -> None:
-        """Submit plans, a batch of commands at a time, so that the card begins while the host goes on."""
+                self.submit(plans)
+
+    def submit(
+        self, plans: Sequence[WgpuPlan], gives: tuple[WgpuPlan, str] | None = None, feed: str | None = None
+    ) -> Any:
         with guarded("a step that runs"):
-            for plan in plans:
-                plan._upload()
-            commands = [command for plan in plans for command in plan._commands()]
-            for begin in range(0, len(commands), BATCH):
-                encoder = self.device.handle.create_command_encoder()
-                rounds = encoder.begin_compute_pass()
-                replay(rounds, commands[begin : begin + BATCH])
-                rounds.end()
-                self.device.queue.submit([encoder.finish()])
+            if gives is None:
+                return self._recorder.run(plans)
+            plan, name = gives
+            at = plan.outputs[name].at
+            found = self._recorder.run(plans, at, (at, self._input(feed)) if feed is not None else None)
+        dtype, shape = plan.outputs[name].dtype, plan.outputs[name].shape
+        return lambda: found.read().view(dtype).reshape(shape)
+
+    def _input(self, name: str) -> Range:
+        """Return where among the words on the card an input lies."""
+        symbol = next(one for one in self.program.inputs if one.name == name)
+        return Range(self._words, self.at[id(symbol)], max(4, self._bytes(symbol)))
 
     def profile(self) -> list[tuple[Node, float]]:
         """Run the written step once more and return the seconds of every dispatch on the card's own clock."""
@@ -359,7 +370,7 @@ class WgpuPlan(Plan):
         times = handle.create_query_set(type="timestamp", count=count)
         usage = wgpu.BufferUsage.QUERY_RESOLVE | wgpu.BufferUsage.COPY_SRC
         resolved = handle.create_buffer(size=8 * count, usage=usage)
-        self._upload()
+        self.upload()
         encoder = handle.create_command_encoder()
         for index, one in enumerate(self.dispatches):
             where = {"beginning_of_pass_write_index": 2 * index, "end_of_pass_write_index": 2 * index + 1}
@@ -371,7 +382,7 @@ class WgpuPlan(Plan):
         ticks = self.device.read(Range(resolved, 0, 8 * count)).view(np.uint64).reshape(-1, 2).astype(np.float64)
         return [(one.node, (end - begin) * 1e-9) for one, (begin, end) in zip(self.dispatches, ticks, strict=True)]
 
-    def _upload(self) -> None:
+    def upload(self) -> None:
         """Copy what the step needs of the words to the card."""
         for node in self._host:
             self._compute(node)
@@ -382,7 +393,8 @@ class WgpuPlan(Plan):
             for begin in (self.at[id(symbol)] for symbol in self._edits if used):
                 queue.write_buffer(self._words, begin, words[begin : begin + used])
 
-    def _commands(self) -> list[Command]:
+    def commands(self) -> list[Command]:
+        """Return what the written step is."""
         counts = tuple(self.counts.tolist())
         if counts not in self._listed:
             if len(self._listed) > LISTS:
