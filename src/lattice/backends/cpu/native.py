@@ -63,6 +63,7 @@ SIGNATURES = {
     "lattice_plan_free": (None, (c_void_p,)),
     "lattice_plan_run": (c_int32, (POINTER(c_void_p), POINTER(c_int32), c_int32)),
     "lattice_plan_profile": (c_int32, (c_void_p, POINTER(c_int32), POINTER(c_double))),
+    "lattice_replay": (None, (c_void_p, c_void_p, c_void_p, c_int32)),
     "lattice_read_bandwidth": (c_double, (c_void_p, c_int64)),
     "lattice_integer_peak": (c_double, (c_void_p,)),
 }

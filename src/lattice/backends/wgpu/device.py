@@ -55,7 +55,7 @@ class Device:
         with guarded("a device of this adapter"):
             self.handle = adapter.request_device_sync(required_features=sorted(features), required_limits=limits)
         self.queue = self.handle.queue
-        self.spare: list[Any] = []  # buffers for results, not in use
+        self.spare: dict[int, list[Any]] = {}  # buffers for results that are not in use, by their bytes
         self.most = int(limits["max-buffer-size"])  # bytes of a buffer
         self.largest = int(min(limits["max-storage-buffer-binding-size"], limits["max-buffer-size"]))  # bytes bound
 

@@ -1,8 +1,8 @@
 """What is asked of wgpu-native itself, past wgpu's Python: a step's commands, and shaders without checks.
 
 wgpu's methods check their arguments and watch for errors around every call, about 3 us each. A step has hundreds of
-dispatches of three calls, all of which were made and checked before, so they go to the C library straight, which
-reports errors when the pass is finished. Shaders are validated once by the method, and then made anew without what
+dispatches of three calls, all of which were made and checked before, so the native core makes them, straight from
+wgpu-native's functions, which report errors when the pass is finished. Shaders are validated once by the method, and then made anew without what
 wgpu adds to every loop (a counter that ends it, which keeps drivers from unrolling) and to every index (a bound): the
 numbers that address memory are checked when a step is written. A result is awaited by the index of its submission.
 Where the library is not to be had, the methods do the same.
@@ -11,9 +11,13 @@ Where the library is not to be had, the methods do the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import wgpu
+
+from lattice.backends.cpu.native import library
 
 try:
     from wgpu.backends.wgpu_native import ffi, lib
@@ -26,6 +30,9 @@ else:
         ffi.cast("int *", answer)[0] = status
 
 
+PACKED = np.dtype([*((name, np.uint64) for name in ("pipeline", "group")), *((one, np.uint32) for one in "xyz_")])
+
+
 class Command(NamedTuple):
     """One kernel: its pipeline, its bindings and its workgroups."""
 
@@ -36,20 +43,33 @@ class Command(NamedTuple):
     z: int
 
 
-def replay(rounds: Any, commands: Sequence[Command]) -> None:
-    """Record commands into a compute pass."""
+def packed(commands: Sequence[Command]) -> np.ndarray:
+    """Return commands as the native core reads them."""
+    if lib is None:
+        return np.zeros(len(commands), PACKED)
+    address = partial(ffi.cast, "uintptr_t")
+    rows = [(int(address(c.pipeline._internal)), int(address(c.group._internal)), c.x, c.y, c.z, 0) for c in commands]
+    return np.array(rows, PACKED)
+
+
+def replay(rounds: Any, commands: Sequence[Command], rows: np.ndarray | None = None) -> None:
+    """Record commands into a compute pass; `rows` are the same, packed."""
     handle = getattr(rounds, "_internal", None)
     if lib is None or handle is None:
         by_methods(rounds, commands)
         return
-    set_pipeline, set_group = lib.wgpuComputePassEncoderSetPipeline, lib.wgpuComputePassEncoderSetBindGroup
-    dispatch, last = lib.wgpuComputePassEncoderDispatchWorkgroups, None
-    for pipeline, group, x, y, z in commands:
-        if pipeline is not last:
-            set_pipeline(handle, pipeline._internal)
-            last = pipeline
-        set_group(handle, 0, group._internal, 0, ffi.NULL)
-        dispatch(handle, x, y, z)
+    if rows is None:
+        rows = packed(commands)
+    handle, pointer = int(ffi.cast("uintptr_t", handle)), rows.ctypes.data
+    library("scalar").lattice_replay(handle, _functions().ctypes.data, pointer, len(rows))
+
+
+@cache
+def _functions() -> np.ndarray:
+    """Return the addresses of what records a pass, in the core's order."""
+    names = ("SetPipeline", "SetBindGroup", "DispatchWorkgroups")
+    functions = (getattr(lib, f"wgpuComputePassEncoder{name}") for name in names)
+    return np.array([int(ffi.cast("uintptr_t", function)) for function in functions], np.uint64)
 
 
 def by_methods(rounds: Any, commands: Sequence[Command]) -> None:

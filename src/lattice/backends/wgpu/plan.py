@@ -36,7 +36,6 @@ from lattice.step import Sampling, Step
 HEADER = ALIGNMENT // 4  # words before the inputs: three counts, then numbers that never change
 HOST = ("rope_angles",)  # ops that the host computes for a step
 Named = dict[str, Symbol | None]  # what a kernel's names stand for
-LISTS = 64  # of commands that a plan keeps
 _NUMBERS = count()  # of plans
 MANY = 16384  # rows of a matrix, enough for every thread of a card when each team takes four
 
@@ -135,7 +134,6 @@ class WgpuPlan(Plan):
         self.owner = program.storage()
         self.outputs = {name: self._output(symbol) for name, symbol in program.outputs.items()}
         self.dispatches = list(self._dispatches())
-        self._listed: dict[tuple[int, ...], list[Command]] = {}  # what runs, by the counts of a step
         self.fields = fields(program, self.inputs)
         self.counts = self.words[:3].view(np.int32)
 
@@ -394,13 +392,8 @@ class WgpuPlan(Plan):
                 queue.write_buffer(self._words, begin, words[begin : begin + used])
 
     def commands(self) -> list[Command]:
-        """Return what the written step is."""
-        counts = tuple(self.counts.tolist())
-        if counts not in self._listed:
-            if len(self._listed) > LISTS:
-                self._listed.clear()
-            self._listed[counts] = [each for one in self.dispatches for each in self._list(one)]
-        return self._listed[counts]
+        """Return what the written step is: the same for all of its counts."""
+        return [each for one in self.dispatches for each in self._list(one)]
 
     def _list(self, one: Dispatch) -> list[Command]:
         """Return what a dispatch is for the counts of the step that was written."""

@@ -1,24 +1,27 @@
 """Steps on their way: recorded before they are needed, and read by the index of their own submission.
 
 To record a step's commands takes the host about as long as the card takes to run them, and they are the same for every
-step of the same counts: those of the next step are recorded while the card works on this one. What a step gives is
+step of the same counts: a thread records those of the next step while the card works on this one. What a step gives is
 copied to memory that the host can map, so that a further step may be under way when it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lattice.backends.wgpu.device import Device, Range, guarded
-from lattice.backends.wgpu.native import Command, read_mapped, replay, staging, submit
+from lattice.backends.wgpu.native import Command, packed, read_mapped, replay, staging, submit
 
 if TYPE_CHECKING:
     from lattice.backends.wgpu.plan import WgpuPlan
 
 BATCH = 48  # commands that are submitted together where none were recorded: the card begins while the host goes on
+LISTS = 64  # of commands that a plan keeps
+_RECORDING = ThreadPoolExecutor(1, "lattice-record")
 
 
 class Unread:
@@ -29,10 +32,25 @@ class Unread:
 
     def read(self) -> np.ndarray:
         """Return the bytes, once the step has run; to be called once."""
+        size = self._at.resource["size"]
         with guarded("a result of the card"):
-            whole = read_mapped(self._device.handle, self._held, self._at.resource["size"], self._index)
-        self._device.spare.append(self._held)
+            whole = read_mapped(self._device.handle, self._held, size, self._index)
+        self._device.spare.setdefault(size, []).append(self._held)
         return np.frombuffer(whole, np.uint8)[: self._at.size]
+
+
+class _Commands(NamedTuple):
+    """The kernels of a step, and what is copied: before them from one range to another, behind them to the host."""
+
+    kernels: Sequence[Command]
+    rows: np.ndarray  # the same, packed
+    feed: tuple[Range, Range] | None
+    gives: Range | None
+
+
+class _Recorded(NamedTuple):
+    buffer: Any
+    held: Any  # takes what the step gives
 
 
 class Recorder:
@@ -40,56 +58,67 @@ class Recorder:
 
     def __init__(self, device: Device):
         self._device = device
+        self._listed: dict[tuple, _Commands] = {}
         self._last: tuple | None = None
-        self._ready: tuple[tuple | None, Any] = (None, None)
+        self._ready: tuple[tuple, Future[_Recorded]] | None = None
 
-    def run(self, plans: Sequence[WgpuPlan], gives: Range | None = None, feed: tuple[Range, Range] | None = None) -> Any:
-        """Submit a step of each plan, one after another; return what they give behind it, unread.
+    def run(
+        self, plans: Sequence[WgpuPlan], gives: Range | None = None, feed: tuple[Range, Range] | None = None
+    ) -> Unread | None:
+        """Submit a step of each plan, one after another; return what they give behind it.
 
         `feed`: what is copied on the card before, and where to.
         """
         for plan in plans:
             plan.upload()
-        before = [self._copy(*feed)] if feed is not None else []
-        key = tuple((plan.number, *plan.counts.tolist()) for plan in plans)
-        ready, self._ready = self._ready, (None, None)
-        if ready[0] == key:
-            before.append(ready[1])
+        key = (gives, feed, *((plan.number, *plan.counts.tolist()) for plan in plans))
+        commands = self._commands(key, plans)
+        ready, self._ready = self._ready, None
+        if ready is not None and ready[0] == key:
+            recorded = ready[1].result()
         else:
-            commands = [command for plan in plans for command in plan.commands()]
-            for begin in range(0, len(commands), BATCH):
-                submit(self._device.queue, [*before, self._record(commands[begin : begin + BATCH])])
-                before = []
-        unread = self._fetch(before, gives)
+            recorded = self._begin(commands)
+        index = submit(self._device.queue, [recorded.buffer])
         if key == self._last:
-            self._ready = key, self._record([command for plan in plans for command in plan.commands()])
+            self._ready = key, _RECORDING.submit(self._record, commands)
         self._last = key
-        return unread
+        return None if gives is None else Unread(self._device, recorded.held, index, gives)
 
-    def _fetch(self, buffers: list[Any], gives: Range | None) -> Unread | None:
-        """Submit what is left of a step, and the copy of what it gives."""
-        if gives is None:
-            if buffers:
-                submit(self._device.queue, buffers)
-            return None
-        size = gives.resource["size"]
-        found = next((one for one in self._device.spare if one.size == size), None)
-        if found is None:
-            found = staging(self._device.handle, size)
-        else:
-            self._device.spare.remove(found)
-        index = submit(self._device.queue, [*buffers, self._copy(gives, Range(found, 0, size))])
-        return Unread(self._device, found, index, gives)
+    def _commands(self, key: tuple, plans: Sequence[WgpuPlan]) -> _Commands:
+        if key not in self._listed:
+            if len(self._listed) >= LISTS:
+                self._listed.clear()
+            kernels = [command for plan in plans for command in plan.commands()]
+            self._listed[key] = _Commands(kernels, packed(kernels), key[1], key[0])
+        return self._listed[key]
 
-    def _record(self, commands: Sequence[Command]) -> Any:
+    def _begin(self, commands: _Commands) -> _Recorded:
+        """Submit commands a batch at a time, but for the last, which is returned."""
+        last = max(0, len(commands.kernels) - 1) // BATCH * BATCH
+        feed = commands.feed
+        for begin in range(0, last, BATCH):
+            span = slice(begin, begin + BATCH)
+            part = _Commands(commands.kernels[span], commands.rows[span], feed, None)
+            submit(self._device.queue, [self._record(part).buffer])
+            feed = None
+        return self._record(_Commands(commands.kernels[last:], commands.rows[last:], feed, commands.gives))
+
+    def _record(self, commands: _Commands) -> _Recorded:
         encoder = self._device.handle.create_command_encoder()
+        if commands.feed is not None:
+            _copy(encoder, *commands.feed)
         rounds = encoder.begin_compute_pass()
-        replay(rounds, commands)
+        replay(rounds, commands.kernels, commands.rows)
         rounds.end()
-        return encoder.finish()
+        held = None
+        if commands.gives is not None:
+            size = commands.gives.resource["size"]
+            spare = self._device.spare.setdefault(size, [])
+            held = spare.pop() if spare else staging(self._device.handle, size)
+            _copy(encoder, commands.gives, Range(held, 0, size))
+        return _Recorded(encoder.finish(), held)
 
-    def _copy(self, what: Range, to: Range) -> Any:
-        encoder = self._device.handle.create_command_encoder()
-        size = min(what.resource["size"], to.resource["size"])
-        encoder.copy_buffer_to_buffer(what.buffer, what.offset, to.buffer, to.offset, size)
-        return encoder.finish()
+
+def _copy(encoder: Any, what: Range, to: Range) -> None:
+    size = min(what.resource["size"], to.resource["size"])
+    encoder.copy_buffer_to_buffer(what.buffer, what.offset, to.buffer, to.offset, size)

@@ -58,6 +58,19 @@ struct Record {
   const int32_t* parameter;
 };
 
+// What a compute pass of wgpu-native is recorded with, and one kernel of a step on a card.
+struct PassFunctions {
+  void (*set_pipeline)(void* pass, void* pipeline);
+  void (*set_group)(void* pass, uint32_t index, void* group, size_t offsets, const uint32_t* offset);
+  void (*dispatch)(void* pass, uint32_t x, uint32_t y, uint32_t z);
+};
+
+struct Command {
+  void* pipeline;
+  void* group;
+  uint32_t x, y, z, reserved;
+};
+
 }  // namespace lattice
 
 // ---- what Python calls -------------------------------------------------------------------------------------------
@@ -86,6 +99,10 @@ LATTICE_API void lattice_plan_free(void* plan);
 LATTICE_API int32_t lattice_plan_run(void* const* plans, const int32_t* counts, int32_t number);
 // The same for one plan, adding the seconds of each record to `seconds` (as many as records).
 LATTICE_API int32_t lattice_plan_profile(void* plan, const int32_t* counts, double* seconds);
+
+// Records `count` commands into a compute pass.
+LATTICE_API void lattice_replay(void* pass, const lattice::PassFunctions* functions, const lattice::Command* commands,
+                                int32_t count);
 
 LATTICE_API double lattice_read_bandwidth(void* pool, int64_t bytes);  // bytes per second of a plain parallel read
 LATTICE_API double lattice_integer_peak(void* pool);   // products of bytes a second of all threads, nothing fetched or scaled
