@@ -72,11 +72,12 @@ const CHUNK = 4u;  // tokens at a time
 var<workgroup> vectors: array<array<vec4<f32>, 2u * KEYS>, CHUNK>;  // queries, then keys
 var<workgroup> values: array<array<f32, dv>, CHUNK>;
 var<workgroup> chunk_gates: array<vec2<f32>, CHUNK>;
-var<workgroup> lengths: array<array<vec2<f32>, LANES>, CHUNK>;  // parts of the squares of a query and of a key
-var<workgroup> seen: array<f32, GROUP>;
+var<workgroup> held: array<vec2<f32>, GROUP>;  // parts of what a column holds for a key and for a query
+var<workgroup> pairs: array<vec3<f32>, PARTS>;  // parts of key by key, query by query, and query by key
 var<workgroup> told: array<f32, GROUP>;
 var<workgroup> norms: array<f32, LANES>;
-var<private> window: array<array<f32, width>, OWN>;  // the last inputs of this thread's channels
+var<private> line: array<array<f32, width - 1u + CHUNK>, OWN>;  // inputs of this thread's channels, the last ones first
+var<private> own: array<vec4<f32>, QUADS>;  // rows of this thread's column
 
 // The channel of an item, or that there is none.
 fn channel_of(item: u32, key_head: u32, head: u32) -> u32 {
@@ -95,14 +96,11 @@ fn put_item(place: u32, item: u32, value: f32) {
 }
 
 // The inputs before the sequence's first token of the step.
-fn open_windows(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u32) {
+fn open_lines(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u32) {
     for (var o = 0u; o < OWN; o++) {
-        let channel = channel_of(o * GROUP + thread, key_head, head);
-        for (var j = 0u; j < width; j++) {
-            window[o][j] = 0.0;
-            if (from_slot && channel < x_columns && j + 1u < width) {
-                window[o][j] = conv_state[(slot * x_columns + channel) * (width - 1u) + j];
-            }
+        let channel = min(channel_of(o * GROUP + thread, key_head, head), x_columns - 1u);
+        for (var j = 0u; j + 1u < width; j++) {
+            line[o][j] = select(0.0, conv_state[(slot * x_columns + channel) * (width - 1u) + j], from_slot);
         }
     }
 }
@@ -110,72 +108,98 @@ fn open_windows(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u3
 // Queries, keys and values of some tokens out of the convolution. The last reader saves what all have in common, since
 // every one of them begins with what the slot held.
 fn convolve(first: u32, end: u32, key_head: u32, head: u32, is_last: bool, thread: u32) {
+    var taps = array<array<f32, width>, OWN>();
+    for (var o = 0u; o < OWN; o++) {
+        let channel = min(channel_of(o * GROUP + thread, key_head, head), x_columns - 1u);
+        for (var place = 0u; place < CHUNK; place++) {
+            line[o][width - 1u + place] = x[min(first + place, end - 1u) * x_columns + channel];
+        }
+        for (var j = 0u; j < width; j++) {
+            taps[o][j] = conv_weight[channel * width + j];
+        }
+    }
     for (var o = 0u; o < OWN; o++) {
         let item = o * GROUP + thread;
-        let channel = channel_of(item, key_head, head);
-        var taps = array<f32, width>();
-        for (var j = 0u; j < width; j++) {
-            taps[j] = conv_weight[min(channel, x_columns - 1u) * width + j];
-        }
+        let is_channel = channel_of(item, key_head, head) < x_columns;
         for (var place = 0u; place < CHUNK; place++) {
-            let token = first + place;
-            if (token >= end || channel >= x_columns) {
-                put_item(place, item, 0.0);
-                continue;
-            }
-            window[o][width - 1u] = x[token * x_columns + channel];
             var sum = 0.0;
             for (var j = 0u; j < width; j++) {
-                sum += window[o][j] * taps[j];
+                sum += line[o][place + j] * taps[o][j];
             }
-            for (var j = 0u; j + 1u < width; j++) {
-                window[o][j] = window[o][j + 1u];
+            put_item(place, item, select(0.0, silu(sum), is_channel));
+        }
+    }
+    for (var place = 0u; place < CHUNK; place++) {
+        let kept = bitcast<i32>(inputs[step_saves + min(first + place, end - 1u)]);
+        for (var o = 0u; first + place < end && kept >= 0 && o < OWN; o++) {
+            let item = o * GROUP + thread;
+            let channel = channel_of(item, key_head, head);
+            for (var j = 0u; channel < x_columns && (is_last || item >= 8u * KEYS) && j + 1u < width; j++) {
+                conv_state[(u32(kept) * x_columns + channel) * (width - 1u) + j] = line[o][place + 1u + j];
             }
-            put_item(place, item, silu(sum));
-            let kept = bitcast<i32>(inputs[step_saves + token]);
-            if (kept >= 0 && (is_last || item >= 8u * KEYS)) {
-                for (var j = 0u; j + 1u < width; j++) {
-                    conv_state[(u32(kept) * x_columns + channel) * (width - 1u) + j] = window[o][j];
-                }
-            }
+        }
+    }
+    for (var o = 0u; o < OWN; o++) {
+        for (var j = 0u; j + 1u < width; j++) {
+            line[o][j] = line[o][CHUNK + j];
         }
     }
 }
 
-// Scale queries and keys to length 1.
-fn to_units(thread: u32) {
-    let place = min(thread / LANES, CHUNK - 1u);
-    let lane = thread % LANES;
-    var sum = vec2<f32>();
-    for (var i = lane; i < KEYS; i += LANES) {
-        let query = vectors[place][i];
-        let key = vectors[place][KEYS + i];
-        sum += vec2<f32>(dot(query, query), dot(key, key));
+// What this thread's rows hold for a key and a query that are not of length 1 yet, and the products that make them so.
+fn look_up(place: u32, thread: u32, c: u32, part: u32) {
+    var by_key = vec4<f32>();
+    var by_query = vec4<f32>();
+    var products = vec3<f32>();
+    for (var i = 0u; i < QUADS; i++) {
+        let query = vectors[place][part * QUADS + i];
+        let key = vectors[place][KEYS + part * QUADS + i];
+        by_key += own[i] * key;
+        by_query += own[i] * query;
+        products += vec3<f32>(dot(key, key), dot(query, query), dot(query, key));
     }
-    if (thread < LANES * CHUNK) {
-        lengths[place][lane] = sum;
-    }
-    workgroupBarrier();
-    for (var at = thread; at < CHUNK * 2u * KEYS; at += GROUP) {
-        let row = at / (2u * KEYS);
-        let i = at % (2u * KEYS);
-        sum = vec2<f32>();
-        for (var other = 0u; other < LANES; other++) {
-            sum += lengths[row][other];
+    if (thread < PARTS * dv) {
+        held[thread] = vec2<f32>(dot(by_key, vec4<f32>(1.0)), dot(by_query, vec4<f32>(1.0)));
+        if (c == 0u) {
+            pairs[part] = products;
         }
-        let scale = select(to_unit(sum.y), to_unit(sum.x) / sqrt(f32(dk)), i < KEYS);
-        vectors[row][i] = select(vec4<f32>(), vectors[row][i] * scale, scale > 0.0);
     }
     workgroupBarrier();
+}
+
+// Change a column of a state by a token, and return what it then tells: with a query of length 1, what it held, decayed,
+// and the change as far as query and key agree. That takes one round of sums, not one before the change and one behind.
+fn change_column(place: u32, c: u32, part: u32) -> f32 {
+    let gate = chunk_gates[place];
+    var found = vec2<f32>();
+    var products = vec3<f32>();
+    for (var other = 0u; other < PARTS; other++) {
+        found += held[other * dv + c];
+        products += pairs[other];
+    }
+    let key_scale = to_unit(products.x);
+    let query_scale = to_unit(products.y) / sqrt(f32(dk));
+    let remembered = select(0.0, found.x * key_scale, key_scale > 0.0) * gate.x;
+    let change = gate.y * (values[place][c] - remembered);
+    let scaled = select(0.0, change, is_finite(change)) * key_scale;
+    for (var i = 0u; i < QUADS; i++) {
+        let key = select(vec4<f32>(), vectors[place][KEYS + part * QUADS + i], key_scale > 0.0);
+        own[i] = own[i] * gate.x + key * scaled;
+    }
+    let agreed = select(0.0, products.z * scaled, key_scale > 0.0);
+    return select(0.0, (found.y * gate.x + agreed) * query_scale, query_scale > 0.0);
 }
 
 // The root mean square of what a head told, inverted.
-fn inverse_norm(thread: u32) -> f32 {
+fn inverse_norm(answer: f32, thread: u32) -> f32 {
+    if (thread < dv) {
+        told[thread] = answer * answer;
+    }
+    workgroupBarrier();
     if (thread < LANES) {
         var squares = 0.0;
         for (var d = thread; d < dv; d += LANES) {
-            let answer = answer_of(d);
-            squares += answer * answer;
+            squares += told[d];
         }
         norms[thread] = squares;
     }
@@ -187,84 +211,50 @@ fn inverse_norm(thread: u32) -> f32 {
     return inverseSqrt(sum / f32(dv) + eps);
 }
 
-fn answer_of(column: u32) -> f32 {
-    var sum = 0.0;
-    for (var part = 0u; part < PARTS; part++) {
-        sum += told[part * dv + column];
-    }
-    return sum;
-}
-
 @compute @workgroup_size(256)
 fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let key_head = group.x;
+    let slot = inputs[step_slots + group.y];
     let begin = inputs[step_offsets + group.y];
     let end = inputs[step_offsets + group.y + 1u];
     if (begin >= end) {
         return;
     }
     let from_slot = inputs[step_positions + begin] > 0u;
-    let slot = inputs[step_slots + group.y];
     let c = thread % dv;
     let part = min(thread / dv, PARTS - 1u);
-    let is_busy = thread < PARTS * dv;
     let first_row = part * QUADS * 4u;
+    let weight = norm_weight[c];
     for (var reader = 0u; reader < READERS; reader++) {
         let head = select(key_head * READERS + reader, reader * key_heads + key_head, tiled);
-        // All loads of the state are under way before anything waits for one.
-        var own = array<vec4<f32>, QUADS>();
-        if (from_slot) {
-            let held = (slot * value_heads + head) * dk * dv + c;
-            for (var i = 0u; i < QUADS; i++) {
-                for (var j = 0u; j < 4u; j++) {
-                    let row = first_row + 4u * i + j;
-                    own[i][j] = select(0.0, state[held + min(row, dk - 1u) * dv], row < dk);
-                }
+        // All loads of the states are under way before anything waits for one.
+        let at = (slot * value_heads + head) * dk * dv + c;
+        for (var i = 0u; i < QUADS; i++) {
+            for (var j = 0u; j < 4u; j++) {
+                let row = first_row + 4u * i + j;
+                own[i][j] = select(0.0, state[at + min(row, dk - 1u) * dv], from_slot && row < dk);
             }
         }
-        open_windows(from_slot, slot, key_head, head, thread);
+        open_lines(from_slot, slot, key_head, head, thread);
         for (var first = begin; first < end; first += CHUNK) {
-            convolve(first, end, key_head, head, reader + 1u == READERS, thread);
+            var open = array<f32, CHUNK>();
+            for (var place = 0u; place < CHUNK; place++) {
+                open[place] = z[min(first + place, end - 1u) * out_columns + head * dv + c];
+            }
             if (thread < CHUNK) {
                 chunk_gates[thread] = gates_of(min(first + thread, end - 1u), head);
             }
+            convolve(first, end, key_head, head, reader + 1u == READERS, thread);
             workgroupBarrier();
-            to_units(thread);
-            for (var place = 0u; place < min(CHUNK, end - first); place++) {
+            for (var place = 0u; place < CHUNK; place++) {
+                if (first + place >= end) {
+                    break;
+                }
                 let token = first + place;
-                let at = token * out_columns + head * dv + c;
-                let open = z[at];
-                let gate = chunk_gates[place];
-                var sum = vec4<f32>();
-                for (var i = 0u; i < QUADS; i++) {
-                    own[i] *= gate.x;
-                    sum += own[i] * vectors[place][KEYS + part * QUADS + i];
-                }
-                if (is_busy) {
-                    seen[thread] = dot(sum, vec4<f32>(1.0));
-                }
-                workgroupBarrier();
-                var remembered = 0.0;
-                for (var other = 0u; other < PARTS; other++) {
-                    remembered += seen[other * dv + c];
-                }
-                var change = gate.y * (values[place][c] - remembered);
-                change = select(0.0, change, is_finite(change));
-                sum = vec4<f32>();
-                for (var i = 0u; i < QUADS; i++) {
-                    own[i] += vectors[place][KEYS + part * QUADS + i] * change;
-                    sum += own[i] * vectors[place][part * QUADS + i];
-                }
-                if (is_busy) {
-                    told[thread] = dot(sum, vec4<f32>(1.0));
-                }
-                workgroupBarrier();
-                let factor = inverse_norm(thread);
-                if (thread < dv) {
-                    out[at] = answer_of(c) * factor * norm_weight[c] * silu(open);
-                }
                 let kept = bitcast<i32>(inputs[step_saves + token]);
-                if (kept >= 0 && is_busy) {
+                look_up(place, thread, c, part);
+                let answer = change_column(place, c, part);
+                if (kept >= 0 && thread < PARTS * dv) {
                     let saved = (u32(kept) * value_heads + head) * dk * dv + c;
                     for (var i = 0u; i < QUADS; i++) {
                         for (var j = 0u; j < 4u; j++) {
@@ -273,6 +263,10 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
                             }
                         }
                     }
+                }
+                let factor = inverse_norm(answer, thread);
+                if (thread < dv) {
+                    out[token * out_columns + head * dv + c] = answer * factor * weight * silu(open[place]);
                 }
             }
         }
