@@ -140,7 +140,7 @@ def test_a_delta_net_bears_what_is_no_number(lengths, gpu):
     assert close(np.asarray(found["a1"]), kept, 1e-5)
 
 
-# Heads, of keys, head_dim, window, (starts, lengths): pages for one token, for several, more than splits, and in windows.
+# Heads, of keys, head_dim, window, (starts, lengths): pages of one token and of several, more than splits, in windows.
 DEEP = (
     (8, 2, 64, 0, ((900,), (1,))), (6, 1, 20, 300, ((1000, 70, 0), (3, 1, 2))), (5, 1, 16, 0, ((700,), (16,))),
     (2, 2, 8, 130, ((9000,), (1,))), (1, 1, 8, 0, ((9000,), (2,))), (3, 1, 260, 0, ((200,), (20,))),

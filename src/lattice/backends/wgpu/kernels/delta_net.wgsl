@@ -1,11 +1,11 @@
 // A gated delta net between its products: a causal convolution, the gated delta rule, and a gated norm of every head.
 // `few`: a workgroup takes a key head of one sequence and, one after the other, the value heads that read with it. All
 // channels and states that it reads and saves are its own, so it may save to the slot that it reads; tokens follow one
-// another. For many tokens the same in three stages, each as parallel as it can be: `main` and `then` are the kernels
-// slot_conv1d and slot_gated_delta, with what the convolution gives in `scratch`, and `then2` norms in place.
+// another. For many tokens the same in three stages, each as parallel as it can be: `main` is the kernel slot_conv1d
+// with what it gives in `scratch`, `then` the delta rule, and `then2` norms in place.
 
 // workgroups: ceil(x_columns / 16), step_S
-// workgroups then: ceil(out_columns / value_heads / 32), value_heads, step_S
+// workgroups then: ceil(out_columns / value_heads / 16), value_heads, step_S
 // workgroups then2: value_heads, x_count
 // workgroups few: key_heads, step_S, ceil(x_count / 16)
 // scratch: x_count * x_columns
@@ -167,8 +167,8 @@ fn look_up(place: u32, thread: u32, c: u32, part: u32) {
     workgroupBarrier();
 }
 
-// Change a column of a state by a token, and return what it then tells: with a query of length 1, what it held, decayed,
-// and the change as far as query and key agree. That takes one round of sums, not one before the change and one behind.
+// Change a column of a state by a token, and return what it then tells a query: what it held, decayed, and the change as
+// far as query and key agree. That takes one round of sums, not one before the change and one behind.
 fn change_column(place: u32, c: u32, part: u32) -> f32 {
     let gate = chunk_gates[place];
     var found = vec2<f32>();
@@ -314,110 +314,137 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-// ---- many tokens: the delta rule, 32 columns a workgroup, a thread a quarter of the rows of one ----
+// ---- many tokens: the delta rule, 16 columns a workgroup, a thread an eighth of the rows of one ----
 
-const QUARTERS = 4u;
-const ROWS = (dk + QUARTERS - 1u) / QUARTERS;
-const COLUMNS = 32u;
+const EIGHTHS = 8u;
+const VECTORS = (dk + 4u * EIGHTHS - 1u) / (4u * EIGHTHS);  // of four rows that a thread keeps
+const COLUMNS = 16u;
 const TOKENS = 8u;
+const EACH = (EIGHTHS * VECTORS + LANES - 1u) / LANES;  // vectors that a lane fetches
 
-var<workgroup> query: array<array<f32, QUARTERS * ROWS>, TOKENS>;
-var<workgroup> key: array<array<f32, QUARTERS * ROWS>, TOKENS>;
+var<workgroup> query: array<array<vec4<f32>, EIGHTHS * VECTORS>, TOKENS>;
+var<workgroup> key: array<array<vec4<f32>, EIGHTHS * VECTORS>, TOKENS>;
 var<workgroup> value: array<array<f32, COLUMNS>, TOKENS>;
 var<workgroup> gates: array<vec2<f32>, TOKENS>;  // decay and beta
-var<workgroup> squares: array<array<vec2<f32>, LANES>, TOKENS>;
-var<workgroup> known: array<array<f32, COLUMNS>, QUARTERS>;
-var<workgroup> answers: array<array<f32, COLUMNS>, QUARTERS>;
+var<workgroup> agreed: array<f32, TOKENS>;  // products of query and key
+var<workgroup> products: array<array<vec3<f32>, LANES>, TOKENS>;
+var<workgroup> known: array<array<array<vec2<f32>, COLUMNS>, EIGHTHS>, 2>;  // of one token, and of the one before
+var<private> fetched: array<vec4<f32>, 2u * EACH + 1u>;  // a lane's part of a token: queries, keys, and the rest
 
-// Bring what eight tokens need into workgroup memory, queries and keys of length 1.
+// Four numbers of the convolution's from `at`, of which those before `end` count.
+fn four_of(at: u32, end: u32) -> vec4<f32> {
+    let places = at + vec4<u32>(0u, 1u, 2u, 3u);
+    let last = min(places, vec4<u32>(max(end, 1u) - 1u));
+    let found = vec4<f32>(scratch[last.x], scratch[last.y], scratch[last.z], scratch[last.w]);
+    return select(vec4<f32>(), found, places < vec4<u32>(end));
+}
+
+// Begin to bring what eight tokens need, before the eight before them are done with.
 fn fetch(first: u32, end: u32, head: u32, first_column: u32, thread: u32) {
-    let place = thread / LANES;
     let lane = thread % LANES;
-    let token = min(first + place, end - 1u);
+    let token = min(first + thread / LANES, end - 1u);
     let key_head = select(head / READERS, head % key_heads, tiled);
     let at = token * x_columns + key_head * dk;
-    var sum = vec2<f32>();
-    for (var i = lane; i < dk; i += LANES) {
-        let both = vec2<f32>(scratch[at + i], scratch[at + key_heads * dk + i]);
-        sum += both * both;
+    for (var i = 0u; i < EACH; i++) {
+        let row = 4u * (lane + i * LANES);
+        fetched[i] = four_of(at + row, at + dk);
+        fetched[EACH + i] = four_of(at + key_heads * dk + row, at + key_heads * dk + dk);
     }
+    let column = min(first_column + lane, dv - 1u);
+    fetched[2u * EACH] = vec4<f32>(
+        gates_of(token, head), scratch[token * x_columns + 2u * key_heads * dk + head * dv + column], 0.0);
+}
+
+// Leave what was fetched in workgroup memory, queries and keys of length 1.
+fn keep(thread: u32) {
+    let place = thread / LANES;
+    let lane = thread % LANES;
+    var sum = vec3<f32>();
+    for (var i = 0u; i < EACH; i++) {
+        let a_query = fetched[i];
+        let a_key = fetched[EACH + i];
+        sum += vec3<f32>(dot(a_query, a_query), dot(a_key, a_key), dot(a_query, a_key));
+    }
+    products[place][lane] = sum;
     workgroupBarrier();
-    squares[place][lane] = sum;
+    sum = vec3<f32>();
+    for (var other = 0u; other < LANES; other++) {
+        sum += products[place][other];
+    }
+    let query_scale = to_unit(sum.x) / sqrt(f32(dk));
+    let key_scale = to_unit(sum.y);
+    for (var i = 0u; i < EACH; i++) {
+        if (lane + i * LANES < EIGHTHS * VECTORS) {
+            query[place][lane + i * LANES] = select(vec4<f32>(), fetched[i] * query_scale, query_scale > 0.0);
+            key[place][lane + i * LANES] = select(vec4<f32>(), fetched[EACH + i] * key_scale, key_scale > 0.0);
+        }
+    }
+    value[place][lane] = fetched[2u * EACH].z;
     if (lane == 0u) {
-        gates[place] = gates_of(token, head);
-    }
-    workgroupBarrier();
-    sum = vec2<f32>();
-    for (var i = 0u; i < LANES; i++) {
-        sum += squares[place][i];
-    }
-    let scale = vec2<f32>(to_unit(sum.x) / sqrt(f32(dk)), to_unit(sum.y));
-    for (var i = lane; i < QUARTERS * ROWS; i += LANES) {
-        query[place][i] = 0.0;
-        key[place][i] = 0.0;
-        if (i < dk && scale.x > 0.0) {
-            query[place][i] = scratch[at + i] * scale.x;
-        }
-        if (i < dk && scale.y > 0.0) {
-            key[place][i] = scratch[at + key_heads * dk + i] * scale.y;
-        }
-    }
-    let row = token * x_columns + 2u * key_heads * dk + head * dv;
-    for (var c = lane; c < COLUMNS; c += LANES) {
-        value[place][c] = scratch[row + min(first_column + c, dv - 1u)];
+        gates[place] = fetched[2u * EACH].xy;
+        agreed[place] = select(0.0, sum.z * query_scale * key_scale, query_scale > 0.0 && key_scale > 0.0);
     }
     workgroupBarrier();
 }
 
+// As `few` does it, one round of sums a token tells what a column holds for its key and for its query.
 @compute @workgroup_size(128)
 fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let c = thread % COLUMNS;
     let column = group.x * COLUMNS + c;
-    let quarter = thread / COLUMNS;
-    let first_row = quarter * ROWS;
+    let eighth = thread / COLUMNS;
     let head = group.y;
     let begin = inputs[step_offsets + group.z];
     let end = inputs[step_offsets + group.z + 1u];
-    var own: array<f32, ROWS>;
-    if (column < dv && begin < end && inputs[step_positions + begin] > 0u) {
+    if (begin >= end) {
+        return;
+    }
+    var rows = array<vec4<f32>, VECTORS>();
+    if (column < dv && inputs[step_positions + begin] > 0u) {
         let slot = (inputs[step_slots + group.z] * value_heads + head) * dk * dv + column;
-        for (var i = 0u; i < ROWS; i++) {
-            if (first_row + i < dk) {
-                own[i] = state[slot + (first_row + i) * dv];
+        for (var i = 0u; i < VECTORS; i++) {
+            for (var j = 0u; j < 4u; j++) {
+                let row = 4u * (eighth * VECTORS + i) + j;
+                rows[i][j] = select(0.0, state[slot + min(row, dk - 1u) * dv], row < dk);
             }
         }
     }
+    fetch(begin, end, head, group.x * COLUMNS, thread);
     for (var first = begin; first < end; first += TOKENS) {
-        fetch(first, end, head, group.x * COLUMNS, thread);
+        keep(thread);
+        fetch(first + TOKENS, end, head, group.x * COLUMNS, thread);
         for (var place = 0u; place < min(TOKENS, end - first); place++) {
             let token = first + place;
+            let kept = bitcast<i32>(inputs[step_saves + token]);
             let gate = gates[place];
-            var sum = 0.0;
-            for (var i = 0u; i < ROWS; i++) {
-                own[i] *= gate.x;
-                sum += own[i] * key[place][first_row + i];
+            var by_key = vec4<f32>();
+            var by_query = vec4<f32>();
+            for (var i = 0u; i < VECTORS; i++) {
+                by_key += rows[i] * key[place][eighth * VECTORS + i];
+                by_query += rows[i] * query[place][eighth * VECTORS + i];
             }
-            known[quarter][c] = sum;
+            known[place % 2u][eighth][c] = vec2<f32>(dot(by_key, vec4<f32>(1.0)), dot(by_query, vec4<f32>(1.0)));
             workgroupBarrier();
-            var change = gate.y * (value[place][c] - (known[0][c] + known[1][c] + known[2][c] + known[3][c]));
+            var found = vec2<f32>();
+            for (var other = 0u; other < EIGHTHS; other++) {
+                found += known[place % 2u][other][c];
+            }
+            var change = gate.y * (value[place][c] - gate.x * found.x);
             change = select(0.0, change, is_finite(change));
-            sum = 0.0;
-            for (var i = 0u; i < ROWS; i++) {
-                own[i] += key[place][first_row + i] * change;
-                sum += own[i] * query[place][first_row + i];
+            for (var i = 0u; i < VECTORS; i++) {
+                rows[i] = rows[i] * gate.x + key[place][eighth * VECTORS + i] * change;
             }
-            answers[quarter][c] = sum;
-            workgroupBarrier();
-            if (quarter == 0u && column < dv) {
-                let answer = answers[0][c] + answers[1][c] + answers[2][c] + answers[3][c];
-                out[token * out_columns + head * dv + column] = answer;
+            if (eighth == place && column < dv) {
+                out[token * out_columns + head * dv + column] = gate.x * found.y + agreed[place] * change;
             }
-            if (column < dv) {
-                let kept = bitcast<i32>(inputs[step_saves + token]);
-                let slot = (u32(max(kept, 0)) * value_heads + head) * dk * dv + column;
-                for (var i = 0u; kept >= 0 && i < ROWS; i++) {
-                    if (first_row + i < dk) {
-                        state[slot + (first_row + i) * dv] = own[i];
+            if (kept >= 0 && column < dv) {
+                let slot = (u32(kept) * value_heads + head) * dk * dv + column;
+                for (var i = 0u; i < VECTORS; i++) {
+                    for (var j = 0u; j < 4u; j++) {
+                        let row = 4u * (eighth * VECTORS + i) + j;
+                        if (row < dk) {
+                            state[slot + row * dv] = rows[i][j];
+                        }
                     }
                 }
             }

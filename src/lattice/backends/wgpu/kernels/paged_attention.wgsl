@@ -240,8 +240,8 @@ fn gather(sum: vec4<f32>, thread: u32) -> vec4<f32> {
     return whole;
 }
 
-// Attend to every so manieth page of a token with all query heads that read a head of keys, and put out what that gives,
-// or, of one of several splits, leave it in `scratch`.
+// Attend to every so manieth page of a token with all query heads that read a head of keys. What that gives is put out,
+// or, of one of several splits, left in `scratch`.
 fn attend_all(token: u32, kv_head: u32, split: u32, splits: u32, thread: u32) {
     let pages = pages_of(token);
     let last_head = kv_head * READERS + READERS - 1u;
