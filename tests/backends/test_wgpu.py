@@ -23,7 +23,7 @@ from lattice.errors import LatticeError, LatticeWarning
 from lattice.generate.model import LanguageModel
 from lattice.models import family
 from lattice.ops import REGISTRY, Draw, Drawn
-from lattice.ops.attention import _keys, _to_floats
+from lattice.ops.attention import _keys, _to_floats, draw_pages, paged_step
 from lattice.program import Program
 from lattice.step import PAGE_TOKENS, Step
 from lattice.weights.load import open_model
@@ -138,6 +138,25 @@ def test_a_delta_net_bears_what_is_no_number(lengths, gpu):
     (got,), found = run(gpu, case(op, poisoned))
     assert np.isfinite(wanted).all() and close(got, wanted, 1e-5)
     assert close(np.asarray(found["a1"]), kept, 1e-5)
+
+
+# Heads, of keys, head_dim, window, (starts, lengths): pages of one token and of several, more than splits, in windows.
+DEEP = (
+    (8, 2, 64, 0, ((900,), (1,))), (6, 1, 20, 300, ((1000, 70, 0), (3, 1, 2))), (5, 1, 16, 0, ((700,), (16,))),
+    (2, 2, 8, 130, ((9000,), (1,))), (1, 1, 8, 0, ((9000,), (2,))), (3, 1, 260, 0, ((200,), (20,))),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int8])
+def test_attention_shares_many_pages(dtype, gpu):
+    op, draw = REGISTRY["paged_attention"], Draw(11)
+    for heads, kv_heads, head_dim, window, (starts, lengths) in DEEP:
+        step, pages = paged_step(draw, starts, lengths)
+        pools = draw_pages(draw, pages, kv_heads, head_dim, dtype)
+        q = draw.rows(sum(lengths), heads * head_dim)
+        sample = draw.sample(q, *pools, step, scale=head_dim**-0.5, window=window)
+        (got,), _ = run(gpu, case(op, sample))
+        assert same(got, eager(op, sample)[0], op.name), (heads, window, starts)
 
 
 def test_without_features_results_are_the_same(gpu):

@@ -26,7 +26,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -88,7 +88,11 @@ class Source:
 
     def mentions(self, name: str) -> bool:
         """Return whether the file uses a name."""
-        return re.search(rf"\b{name}\b", self.text) is not None
+        return name in self.words
+
+    @cached_property
+    def words(self) -> frozenset[str]:
+        return frozenset(re.findall(r"\w+", self.text))
 
     def grid(self, entry: str, constants: Mapping[str, Any]) -> tuple[Size, ...]:
         """Return the workgroups in x, y and z."""

@@ -1,11 +1,11 @@
 // A gated delta net between its products: a causal convolution, the gated delta rule, and a gated norm of every head.
 // `few`: a workgroup takes a key head of one sequence and, one after the other, the value heads that read with it. All
 // channels and states that it reads and saves are its own, so it may save to the slot that it reads; tokens follow one
-// another. For many tokens the same in three stages, each as parallel as it can be: `main` and `then` are the kernels
-// slot_conv1d and slot_gated_delta, with what the convolution gives in `scratch`, and `then2` norms in place.
+// another. For many tokens the same in three stages, each as parallel as it can be: `main` is the kernel slot_conv1d
+// with what it gives in `scratch`, `then` the delta rule, and `then2` norms in place.
 
 // workgroups: ceil(x_columns / 16), step_S
-// workgroups then: ceil(out_columns / value_heads / 32), value_heads, step_S
+// workgroups then: ceil(out_columns / value_heads / 16), value_heads, step_S
 // workgroups then2: value_heads, x_count
 // workgroups few: key_heads, step_S, ceil(x_count / 16)
 // scratch: x_count * x_columns
@@ -72,11 +72,12 @@ const CHUNK = 4u;  // tokens at a time
 var<workgroup> vectors: array<array<vec4<f32>, 2u * KEYS>, CHUNK>;  // queries, then keys
 var<workgroup> values: array<array<f32, dv>, CHUNK>;
 var<workgroup> chunk_gates: array<vec2<f32>, CHUNK>;
-var<workgroup> lengths: array<array<vec2<f32>, LANES>, CHUNK>;  // parts of the squares of a query and of a key
-var<workgroup> seen: array<f32, GROUP>;
+var<workgroup> held: array<vec2<f32>, GROUP>;  // parts of what a column holds for a key and for a query
+var<workgroup> pairs: array<vec3<f32>, PARTS>;  // parts of key by key, query by query, and query by key
 var<workgroup> told: array<f32, GROUP>;
 var<workgroup> norms: array<f32, LANES>;
-var<private> window: array<array<f32, width>, OWN>;  // the last inputs of this thread's channels
+var<private> line: array<array<f32, width - 1u + CHUNK>, OWN>;  // inputs of this thread's channels, the last ones first
+var<private> own: array<vec4<f32>, QUADS>;  // rows of this thread's column
 
 // The channel of an item, or that there is none.
 fn channel_of(item: u32, key_head: u32, head: u32) -> u32 {
@@ -95,14 +96,11 @@ fn put_item(place: u32, item: u32, value: f32) {
 }
 
 // The inputs before the sequence's first token of the step.
-fn open_windows(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u32) {
+fn open_lines(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u32) {
     for (var o = 0u; o < OWN; o++) {
-        let channel = channel_of(o * GROUP + thread, key_head, head);
-        for (var j = 0u; j < width; j++) {
-            window[o][j] = 0.0;
-            if (from_slot && channel < x_columns && j + 1u < width) {
-                window[o][j] = conv_state[(slot * x_columns + channel) * (width - 1u) + j];
-            }
+        let channel = min(channel_of(o * GROUP + thread, key_head, head), x_columns - 1u);
+        for (var j = 0u; j + 1u < width; j++) {
+            line[o][j] = select(0.0, conv_state[(slot * x_columns + channel) * (width - 1u) + j], from_slot);
         }
     }
 }
@@ -110,72 +108,98 @@ fn open_windows(from_slot: bool, slot: u32, key_head: u32, head: u32, thread: u3
 // Queries, keys and values of some tokens out of the convolution. The last reader saves what all have in common, since
 // every one of them begins with what the slot held.
 fn convolve(first: u32, end: u32, key_head: u32, head: u32, is_last: bool, thread: u32) {
+    var taps = array<array<f32, width>, OWN>();
+    for (var o = 0u; o < OWN; o++) {
+        let channel = min(channel_of(o * GROUP + thread, key_head, head), x_columns - 1u);
+        for (var place = 0u; place < CHUNK; place++) {
+            line[o][width - 1u + place] = x[min(first + place, end - 1u) * x_columns + channel];
+        }
+        for (var j = 0u; j < width; j++) {
+            taps[o][j] = conv_weight[channel * width + j];
+        }
+    }
     for (var o = 0u; o < OWN; o++) {
         let item = o * GROUP + thread;
-        let channel = channel_of(item, key_head, head);
-        var taps = array<f32, width>();
-        for (var j = 0u; j < width; j++) {
-            taps[j] = conv_weight[min(channel, x_columns - 1u) * width + j];
-        }
+        let is_channel = channel_of(item, key_head, head) < x_columns;
         for (var place = 0u; place < CHUNK; place++) {
-            let token = first + place;
-            if (token >= end || channel >= x_columns) {
-                put_item(place, item, 0.0);
-                continue;
-            }
-            window[o][width - 1u] = x[token * x_columns + channel];
             var sum = 0.0;
             for (var j = 0u; j < width; j++) {
-                sum += window[o][j] * taps[j];
+                sum += line[o][place + j] * taps[o][j];
             }
-            for (var j = 0u; j + 1u < width; j++) {
-                window[o][j] = window[o][j + 1u];
+            put_item(place, item, select(0.0, silu(sum), is_channel));
+        }
+    }
+    for (var place = 0u; place < CHUNK; place++) {
+        let kept = bitcast<i32>(inputs[step_saves + min(first + place, end - 1u)]);
+        for (var o = 0u; first + place < end && kept >= 0 && o < OWN; o++) {
+            let item = o * GROUP + thread;
+            let channel = channel_of(item, key_head, head);
+            for (var j = 0u; channel < x_columns && (is_last || item >= 8u * KEYS) && j + 1u < width; j++) {
+                conv_state[(u32(kept) * x_columns + channel) * (width - 1u) + j] = line[o][place + 1u + j];
             }
-            put_item(place, item, silu(sum));
-            let kept = bitcast<i32>(inputs[step_saves + token]);
-            if (kept >= 0 && (is_last || item >= 8u * KEYS)) {
-                for (var j = 0u; j + 1u < width; j++) {
-                    conv_state[(u32(kept) * x_columns + channel) * (width - 1u) + j] = window[o][j];
-                }
-            }
+        }
+    }
+    for (var o = 0u; o < OWN; o++) {
+        for (var j = 0u; j + 1u < width; j++) {
+            line[o][j] = line[o][CHUNK + j];
         }
     }
 }
 
-// Scale queries and keys to length 1.
-fn to_units(thread: u32) {
-    let place = min(thread / LANES, CHUNK - 1u);
-    let lane = thread % LANES;
-    var sum = vec2<f32>();
-    for (var i = lane; i < KEYS; i += LANES) {
-        let query = vectors[place][i];
-        let key = vectors[place][KEYS + i];
-        sum += vec2<f32>(dot(query, query), dot(key, key));
+// What this thread's rows hold for a key and a query that are not of length 1 yet, and the products that make them so.
+fn look_up(place: u32, thread: u32, c: u32, part: u32) {
+    var by_key = vec4<f32>();
+    var by_query = vec4<f32>();
+    var products = vec3<f32>();
+    for (var i = 0u; i < QUADS; i++) {
+        let query = vectors[place][part * QUADS + i];
+        let key = vectors[place][KEYS + part * QUADS + i];
+        by_key += own[i] * key;
+        by_query += own[i] * query;
+        products += vec3<f32>(dot(key, key), dot(query, query), dot(query, key));
     }
-    if (thread < LANES * CHUNK) {
-        lengths[place][lane] = sum;
-    }
-    workgroupBarrier();
-    for (var at = thread; at < CHUNK * 2u * KEYS; at += GROUP) {
-        let row = at / (2u * KEYS);
-        let i = at % (2u * KEYS);
-        sum = vec2<f32>();
-        for (var other = 0u; other < LANES; other++) {
-            sum += lengths[row][other];
+    if (thread < PARTS * dv) {
+        held[thread] = vec2<f32>(dot(by_key, vec4<f32>(1.0)), dot(by_query, vec4<f32>(1.0)));
+        if (c == 0u) {
+            pairs[part] = products;
         }
-        let scale = select(to_unit(sum.y), to_unit(sum.x) / sqrt(f32(dk)), i < KEYS);
-        vectors[row][i] = select(vec4<f32>(), vectors[row][i] * scale, scale > 0.0);
     }
     workgroupBarrier();
+}
+
+// Change a column of a state by a token, and return what it then tells a query: what it held, decayed, and the change as
+// far as query and key agree. That takes one round of sums, not one before the change and one behind.
+fn change_column(place: u32, c: u32, part: u32) -> f32 {
+    let gate = chunk_gates[place];
+    var found = vec2<f32>();
+    var products = vec3<f32>();
+    for (var other = 0u; other < PARTS; other++) {
+        found += held[other * dv + c];
+        products += pairs[other];
+    }
+    let key_scale = to_unit(products.x);
+    let query_scale = to_unit(products.y) / sqrt(f32(dk));
+    let remembered = select(0.0, found.x * key_scale, key_scale > 0.0) * gate.x;
+    let change = gate.y * (values[place][c] - remembered);
+    let scaled = select(0.0, change, is_finite(change)) * key_scale;
+    for (var i = 0u; i < QUADS; i++) {
+        let key = select(vec4<f32>(), vectors[place][KEYS + part * QUADS + i], key_scale > 0.0);
+        own[i] = own[i] * gate.x + key * scaled;
+    }
+    let agreed = select(0.0, products.z * scaled, key_scale > 0.0);
+    return select(0.0, (found.y * gate.x + agreed) * query_scale, query_scale > 0.0);
 }
 
 // The root mean square of what a head told, inverted.
-fn inverse_norm(thread: u32) -> f32 {
+fn inverse_norm(answer: f32, thread: u32) -> f32 {
+    if (thread < dv) {
+        told[thread] = answer * answer;
+    }
+    workgroupBarrier();
     if (thread < LANES) {
         var squares = 0.0;
         for (var d = thread; d < dv; d += LANES) {
-            let answer = answer_of(d);
-            squares += answer * answer;
+            squares += told[d];
         }
         norms[thread] = squares;
     }
@@ -187,84 +211,50 @@ fn inverse_norm(thread: u32) -> f32 {
     return inverseSqrt(sum / f32(dv) + eps);
 }
 
-fn answer_of(column: u32) -> f32 {
-    var sum = 0.0;
-    for (var part = 0u; part < PARTS; part++) {
-        sum += told[part * dv + column];
-    }
-    return sum;
-}
-
 @compute @workgroup_size(256)
 fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let key_head = group.x;
+    let slot = inputs[step_slots + group.y];
     let begin = inputs[step_offsets + group.y];
     let end = inputs[step_offsets + group.y + 1u];
     if (begin >= end) {
         return;
     }
     let from_slot = inputs[step_positions + begin] > 0u;
-    let slot = inputs[step_slots + group.y];
     let c = thread % dv;
     let part = min(thread / dv, PARTS - 1u);
-    let is_busy = thread < PARTS * dv;
     let first_row = part * QUADS * 4u;
+    let weight = norm_weight[c];
     for (var reader = 0u; reader < READERS; reader++) {
         let head = select(key_head * READERS + reader, reader * key_heads + key_head, tiled);
-        // All loads of the state are under way before anything waits for one.
-        var own = array<vec4<f32>, QUADS>();
-        if (from_slot) {
-            let held = (slot * value_heads + head) * dk * dv + c;
-            for (var i = 0u; i < QUADS; i++) {
-                for (var j = 0u; j < 4u; j++) {
-                    let row = first_row + 4u * i + j;
-                    own[i][j] = select(0.0, state[held + min(row, dk - 1u) * dv], row < dk);
-                }
+        // All loads of the states are under way before anything waits for one.
+        let at = (slot * value_heads + head) * dk * dv + c;
+        for (var i = 0u; i < QUADS; i++) {
+            for (var j = 0u; j < 4u; j++) {
+                let row = first_row + 4u * i + j;
+                own[i][j] = select(0.0, state[at + min(row, dk - 1u) * dv], from_slot && row < dk);
             }
         }
-        open_windows(from_slot, slot, key_head, head, thread);
+        open_lines(from_slot, slot, key_head, head, thread);
         for (var first = begin; first < end; first += CHUNK) {
-            convolve(first, end, key_head, head, reader + 1u == READERS, thread);
+            var open = array<f32, CHUNK>();
+            for (var place = 0u; place < CHUNK; place++) {
+                open[place] = z[min(first + place, end - 1u) * out_columns + head * dv + c];
+            }
             if (thread < CHUNK) {
                 chunk_gates[thread] = gates_of(min(first + thread, end - 1u), head);
             }
+            convolve(first, end, key_head, head, reader + 1u == READERS, thread);
             workgroupBarrier();
-            to_units(thread);
-            for (var place = 0u; place < min(CHUNK, end - first); place++) {
+            for (var place = 0u; place < CHUNK; place++) {
+                if (first + place >= end) {
+                    break;
+                }
                 let token = first + place;
-                let at = token * out_columns + head * dv + c;
-                let open = z[at];
-                let gate = chunk_gates[place];
-                var sum = vec4<f32>();
-                for (var i = 0u; i < QUADS; i++) {
-                    own[i] *= gate.x;
-                    sum += own[i] * vectors[place][KEYS + part * QUADS + i];
-                }
-                if (is_busy) {
-                    seen[thread] = dot(sum, vec4<f32>(1.0));
-                }
-                workgroupBarrier();
-                var remembered = 0.0;
-                for (var other = 0u; other < PARTS; other++) {
-                    remembered += seen[other * dv + c];
-                }
-                var change = gate.y * (values[place][c] - remembered);
-                change = select(0.0, change, is_finite(change));
-                sum = vec4<f32>();
-                for (var i = 0u; i < QUADS; i++) {
-                    own[i] += vectors[place][KEYS + part * QUADS + i] * change;
-                    sum += own[i] * vectors[place][part * QUADS + i];
-                }
-                if (is_busy) {
-                    told[thread] = dot(sum, vec4<f32>(1.0));
-                }
-                workgroupBarrier();
-                let factor = inverse_norm(thread);
-                if (thread < dv) {
-                    out[at] = answer_of(c) * factor * norm_weight[c] * silu(open);
-                }
                 let kept = bitcast<i32>(inputs[step_saves + token]);
-                if (kept >= 0 && is_busy) {
+                look_up(place, thread, c, part);
+                let answer = change_column(place, c, part);
+                if (kept >= 0 && thread < PARTS * dv) {
                     let saved = (u32(kept) * value_heads + head) * dk * dv + c;
                     for (var i = 0u; i < QUADS; i++) {
                         for (var j = 0u; j < 4u; j++) {
@@ -273,6 +263,10 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
                             }
                         }
                     }
+                }
+                let factor = inverse_norm(answer, thread);
+                if (thread < dv) {
+                    out[token * out_columns + head * dv + c] = answer * factor * weight * silu(open[place]);
                 }
             }
         }
@@ -320,110 +314,137 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-// ---- many tokens: the delta rule, 32 columns a workgroup, a thread a quarter of the rows of one ----
+// ---- many tokens: the delta rule, 16 columns a workgroup, a thread an eighth of the rows of one ----
 
-const QUARTERS = 4u;
-const ROWS = (dk + QUARTERS - 1u) / QUARTERS;
-const COLUMNS = 32u;
+const EIGHTHS = 8u;
+const VECTORS = (dk + 4u * EIGHTHS - 1u) / (4u * EIGHTHS);  // of four rows that a thread keeps
+const COLUMNS = 16u;
 const TOKENS = 8u;
+const EACH = (EIGHTHS * VECTORS + LANES - 1u) / LANES;  // vectors that a lane fetches
 
-var<workgroup> query: array<array<f32, QUARTERS * ROWS>, TOKENS>;
-var<workgroup> key: array<array<f32, QUARTERS * ROWS>, TOKENS>;
+var<workgroup> query: array<array<vec4<f32>, EIGHTHS * VECTORS>, TOKENS>;
+var<workgroup> key: array<array<vec4<f32>, EIGHTHS * VECTORS>, TOKENS>;
 var<workgroup> value: array<array<f32, COLUMNS>, TOKENS>;
 var<workgroup> gates: array<vec2<f32>, TOKENS>;  // decay and beta
-var<workgroup> squares: array<array<vec2<f32>, LANES>, TOKENS>;
-var<workgroup> known: array<array<f32, COLUMNS>, QUARTERS>;
-var<workgroup> answers: array<array<f32, COLUMNS>, QUARTERS>;
+var<workgroup> agreed: array<f32, TOKENS>;  // products of query and key
+var<workgroup> products: array<array<vec3<f32>, LANES>, TOKENS>;
+var<workgroup> known: array<array<array<vec2<f32>, COLUMNS>, EIGHTHS>, 2>;  // of one token, and of the one before
+var<private> fetched: array<vec4<f32>, 2u * EACH + 1u>;  // a lane's part of a token: queries, keys, and the rest
 
-// Bring what eight tokens need into workgroup memory, queries and keys of length 1.
+// Four numbers of the convolution's from `at`, of which those before `end` count.
+fn four_of(at: u32, end: u32) -> vec4<f32> {
+    let places = at + vec4<u32>(0u, 1u, 2u, 3u);
+    let last = min(places, vec4<u32>(max(end, 1u) - 1u));
+    let found = vec4<f32>(scratch[last.x], scratch[last.y], scratch[last.z], scratch[last.w]);
+    return select(vec4<f32>(), found, places < vec4<u32>(end));
+}
+
+// Begin to bring what eight tokens need, before the eight before them are done with.
 fn fetch(first: u32, end: u32, head: u32, first_column: u32, thread: u32) {
-    let place = thread / LANES;
     let lane = thread % LANES;
-    let token = min(first + place, end - 1u);
+    let token = min(first + thread / LANES, end - 1u);
     let key_head = select(head / READERS, head % key_heads, tiled);
     let at = token * x_columns + key_head * dk;
-    var sum = vec2<f32>();
-    for (var i = lane; i < dk; i += LANES) {
-        let both = vec2<f32>(scratch[at + i], scratch[at + key_heads * dk + i]);
-        sum += both * both;
+    for (var i = 0u; i < EACH; i++) {
+        let row = 4u * (lane + i * LANES);
+        fetched[i] = four_of(at + row, at + dk);
+        fetched[EACH + i] = four_of(at + key_heads * dk + row, at + key_heads * dk + dk);
     }
+    let column = min(first_column + lane, dv - 1u);
+    fetched[2u * EACH] = vec4<f32>(
+        gates_of(token, head), scratch[token * x_columns + 2u * key_heads * dk + head * dv + column], 0.0);
+}
+
+// Leave what was fetched in workgroup memory, queries and keys of length 1.
+fn keep(thread: u32) {
+    let place = thread / LANES;
+    let lane = thread % LANES;
+    var sum = vec3<f32>();
+    for (var i = 0u; i < EACH; i++) {
+        let a_query = fetched[i];
+        let a_key = fetched[EACH + i];
+        sum += vec3<f32>(dot(a_query, a_query), dot(a_key, a_key), dot(a_query, a_key));
+    }
+    products[place][lane] = sum;
     workgroupBarrier();
-    squares[place][lane] = sum;
+    sum = vec3<f32>();
+    for (var other = 0u; other < LANES; other++) {
+        sum += products[place][other];
+    }
+    let query_scale = to_unit(sum.x) / sqrt(f32(dk));
+    let key_scale = to_unit(sum.y);
+    for (var i = 0u; i < EACH; i++) {
+        if (lane + i * LANES < EIGHTHS * VECTORS) {
+            query[place][lane + i * LANES] = select(vec4<f32>(), fetched[i] * query_scale, query_scale > 0.0);
+            key[place][lane + i * LANES] = select(vec4<f32>(), fetched[EACH + i] * key_scale, key_scale > 0.0);
+        }
+    }
+    value[place][lane] = fetched[2u * EACH].z;
     if (lane == 0u) {
-        gates[place] = gates_of(token, head);
-    }
-    workgroupBarrier();
-    sum = vec2<f32>();
-    for (var i = 0u; i < LANES; i++) {
-        sum += squares[place][i];
-    }
-    let scale = vec2<f32>(to_unit(sum.x) / sqrt(f32(dk)), to_unit(sum.y));
-    for (var i = lane; i < QUARTERS * ROWS; i += LANES) {
-        query[place][i] = 0.0;
-        key[place][i] = 0.0;
-        if (i < dk && scale.x > 0.0) {
-            query[place][i] = scratch[at + i] * scale.x;
-        }
-        if (i < dk && scale.y > 0.0) {
-            key[place][i] = scratch[at + key_heads * dk + i] * scale.y;
-        }
-    }
-    let row = token * x_columns + 2u * key_heads * dk + head * dv;
-    for (var c = lane; c < COLUMNS; c += LANES) {
-        value[place][c] = scratch[row + min(first_column + c, dv - 1u)];
+        gates[place] = fetched[2u * EACH].xy;
+        agreed[place] = select(0.0, sum.z * query_scale * key_scale, query_scale > 0.0 && key_scale > 0.0);
     }
     workgroupBarrier();
 }
 
+// As `few` does it, one round of sums a token tells what a column holds for its key and for its query.
 @compute @workgroup_size(128)
 fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let c = thread % COLUMNS;
     let column = group.x * COLUMNS + c;
-    let quarter = thread / COLUMNS;
-    let first_row = quarter * ROWS;
+    let eighth = thread / COLUMNS;
     let head = group.y;
     let begin = inputs[step_offsets + group.z];
     let end = inputs[step_offsets + group.z + 1u];
-    var own: array<f32, ROWS>;
-    if (column < dv && begin < end && inputs[step_positions + begin] > 0u) {
+    if (begin >= end) {
+        return;
+    }
+    var rows = array<vec4<f32>, VECTORS>();
+    if (column < dv && inputs[step_positions + begin] > 0u) {
         let slot = (inputs[step_slots + group.z] * value_heads + head) * dk * dv + column;
-        for (var i = 0u; i < ROWS; i++) {
-            if (first_row + i < dk) {
-                own[i] = state[slot + (first_row + i) * dv];
+        for (var i = 0u; i < VECTORS; i++) {
+            for (var j = 0u; j < 4u; j++) {
+                let row = 4u * (eighth * VECTORS + i) + j;
+                rows[i][j] = select(0.0, state[slot + min(row, dk - 1u) * dv], row < dk);
             }
         }
     }
+    fetch(begin, end, head, group.x * COLUMNS, thread);
     for (var first = begin; first < end; first += TOKENS) {
-        fetch(first, end, head, group.x * COLUMNS, thread);
+        keep(thread);
+        fetch(first + TOKENS, end, head, group.x * COLUMNS, thread);
         for (var place = 0u; place < min(TOKENS, end - first); place++) {
             let token = first + place;
+            let kept = bitcast<i32>(inputs[step_saves + token]);
             let gate = gates[place];
-            var sum = 0.0;
-            for (var i = 0u; i < ROWS; i++) {
-                own[i] *= gate.x;
-                sum += own[i] * key[place][first_row + i];
+            var by_key = vec4<f32>();
+            var by_query = vec4<f32>();
+            for (var i = 0u; i < VECTORS; i++) {
+                by_key += rows[i] * key[place][eighth * VECTORS + i];
+                by_query += rows[i] * query[place][eighth * VECTORS + i];
             }
-            known[quarter][c] = sum;
+            known[place % 2u][eighth][c] = vec2<f32>(dot(by_key, vec4<f32>(1.0)), dot(by_query, vec4<f32>(1.0)));
             workgroupBarrier();
-            var change = gate.y * (value[place][c] - (known[0][c] + known[1][c] + known[2][c] + known[3][c]));
+            var found = vec2<f32>();
+            for (var other = 0u; other < EIGHTHS; other++) {
+                found += known[place % 2u][other][c];
+            }
+            var change = gate.y * (value[place][c] - gate.x * found.x);
             change = select(0.0, change, is_finite(change));
-            sum = 0.0;
-            for (var i = 0u; i < ROWS; i++) {
-                own[i] += key[place][first_row + i] * change;
-                sum += own[i] * query[place][first_row + i];
+            for (var i = 0u; i < VECTORS; i++) {
+                rows[i] = rows[i] * gate.x + key[place][eighth * VECTORS + i] * change;
             }
-            answers[quarter][c] = sum;
-            workgroupBarrier();
-            if (quarter == 0u && column < dv) {
-                let answer = answers[0][c] + answers[1][c] + answers[2][c] + answers[3][c];
-                out[token * out_columns + head * dv + column] = answer;
+            if (eighth == place && column < dv) {
+                out[token * out_columns + head * dv + column] = gate.x * found.y + agreed[place] * change;
             }
-            if (column < dv) {
-                let kept = bitcast<i32>(inputs[step_saves + token]);
-                let slot = (u32(max(kept, 0)) * value_heads + head) * dk * dv + column;
-                for (var i = 0u; kept >= 0 && i < ROWS; i++) {
-                    if (first_row + i < dk) {
-                        state[slot + (first_row + i) * dv] = own[i];
+            if (kept >= 0 && column < dv) {
+                let slot = (u32(kept) * value_heads + head) * dk * dv + column;
+                for (var i = 0u; i < VECTORS; i++) {
+                    for (var j = 0u; j < 4u; j++) {
+                        let row = 4u * (eighth * VECTORS + i) + j;
+                        if (row < dk) {
+                            state[slot + row * dv] = rows[i][j];
+                        }
                     }
                 }
             }

@@ -17,21 +17,31 @@
 @group(0) @binding(9) var<storage, read_write> out: array<f32>;
 
 const row_width = k_pages_2;
+const GROUP = 64u;
+const OWN = (head_dim + GROUP - 1u) / GROUP;  // dimensions of a head that a thread takes
+const pairs = angles_columns / 2u;
 
-var<workgroup> parts: array<f32, 64>;
+var<workgroup> parts: array<f32, GROUP>;
+var<workgroup> some: array<f32, 8>;  // of eight of them each
 var<workgroup> values: array<f32, head_dim>;  // of the head, normed
+var<private> turns: array<vec2<f32>, OWN>;  // cosines and sines of this thread's dimensions
 
 fn total(value: f32, thread: u32) -> f32 {
-    workgroupBarrier();
     parts[thread] = value;
-    for (var half = 32u; half > 0u; half /= 2u) {
-        workgroupBarrier();
-        if (thread < half) {
-            parts[thread] += parts[thread + half];
+    workgroupBarrier();
+    if (thread < 8u) {
+        var sum = 0.0;
+        for (var i = 0u; i < 8u; i++) {
+            sum += parts[thread + 8u * i];
         }
+        some[thread] = sum;
     }
     workgroupBarrier();
-    return parts[0];
+    var sum = 0.0;
+    for (var i = 0u; i < 8u; i++) {
+        sum += some[i];
+    }
+    return sum;
 }
 
 fn largest(value: f32, thread: u32) -> f32 {
@@ -62,53 +72,86 @@ fn sequence_of(token: u32) -> u32 {
     return low;
 }
 
-fn bring_query(token: u32, head: u32, thread: u32) {
-    let at = token * q_columns + head * head_dim * select(1u, 2u, gated);
-    var squares = 0.0;
-    for (var d = thread; d < head_dim; d += 64u) {
-        values[d] = q[at + d];
-        squares += values[d] * values[d];
+// A dimension that this thread takes; behind the head it is the last one again.
+fn dimension(o: u32, thread: u32) -> u32 {
+    return min(o * GROUP + thread, head_dim - 1u);
+}
+
+// The pair of a dimension that turns.
+fn pair_of(d: u32) -> u32 {
+    return select(d % pairs, d / 2u, interleaved);
+}
+
+// The angles of this thread's dimensions: loaded with what they turn, so that nothing waits for them later.
+fn bring_angles(token: u32, thread: u32) {
+    for (var o = 0u; o < OWN; o++) {
+        let at = token * angles_columns + pair_of(min(dimension(o, thread), angles_columns - 1u));
+        turns[o] = vec2<f32>(angles[at], angles[at + pairs]);
     }
-    if (has_q_norm) {
-        let factor = inverseSqrt(total(squares, thread) / f32(head_dim) + eps);
-        for (var d = thread; d < head_dim; d += 64u) {
-            values[d] *= factor * q_norm[d];
+}
+
+// Leave a head in workgroup memory, normed by its weights where it has a norm.
+fn keep(own: array<f32, OWN>, weights: array<f32, OWN>, is_normed: bool, thread: u32) {
+    var factor = 1.0;
+    if (is_normed) {
+        var squares = 0.0;
+        for (var o = 0u; o < OWN; o++) {
+            squares += select(0.0, own[o] * own[o], o * GROUP + thread < head_dim);
+        }
+        factor = inverseSqrt(total(squares, thread) / f32(head_dim) + eps);
+    }
+    for (var o = 0u; o < OWN; o++) {
+        if (o * GROUP + thread < head_dim) {
+            values[o * GROUP + thread] = own[o] * factor * weights[o];
         }
     }
     workgroupBarrier();
+}
+
+fn bring_query(token: u32, head: u32, thread: u32) {
+    let at = token * q_columns + head * head_dim * select(1u, 2u, gated);
+    var own = array<f32, OWN>();
+    var weights = array<f32, OWN>();
+    for (var o = 0u; o < OWN; o++) {
+        let d = dimension(o, thread);
+        own[o] = q[at + d];
+        weights[o] = 1.0;
+        if (has_q_norm) {
+            weights[o] = q_norm[d];
+        }
+    }
+    bring_angles(token, thread);
+    keep(own, weights, has_q_norm, thread);
 }
 
 fn bring_key(token: u32, head: u32, thread: u32) {
     let at = token * k_columns + head * head_dim;
-    var squares = 0.0;
-    for (var d = thread; d < head_dim; d += 64u) {
-        values[d] = k[at + d];
-        squares += values[d] * values[d];
-    }
-    if (has_k_norm) {
-        let factor = inverseSqrt(total(squares, thread) / f32(head_dim) + eps);
-        for (var d = thread; d < head_dim; d += 64u) {
-            values[d] *= factor * k_norm[d];
+    var own = array<f32, OWN>();
+    var weights = array<f32, OWN>();
+    for (var o = 0u; o < OWN; o++) {
+        let d = dimension(o, thread);
+        own[o] = k[at + d];
+        weights[o] = 1.0;
+        if (has_k_norm) {
+            weights[o] = k_norm[d];
         }
     }
-    workgroupBarrier();
+    bring_angles(token, thread);
+    keep(own, weights, has_k_norm, thread);
 }
 
-// A value of the head, turned by the angles of its token.
-fn turned(token: u32, i: u32) -> f32 {
-    if (i >= angles_columns) {
-        return values[i];
+// A value of the head, one of this thread's dimensions, turned.
+fn turned(o: u32, thread: u32) -> f32 {
+    let d = dimension(o, thread);
+    if (d >= angles_columns) {
+        return values[d];
     }
-    let pairs = angles_columns / 2u;
-    let pair = select(i % pairs, i / 2u, interleaved);
-    let is_first = select(i < pairs, i % 2u == 0u, interleaved);
+    let is_first = select(d < pairs, d % 2u == 0u, interleaved);
     let apart = select(pairs, 1u, interleaved);
-    let cosine = angles[token * angles_columns + pair];
-    let sine = angles[token * angles_columns + pairs + pair];
     if (is_first) {
-        return values[i] * cosine - values[i + apart] * sine;
+        return values[d] * turns[o].x - values[d + apart] * turns[o].y;
     }
-    return values[i] * cosine + values[i - apart] * sine;
+    return values[d] * turns[o].x + values[d - apart] * turns[o].y;
 }
 
 // What a number is in its word, and the bits of the word that it takes.
@@ -130,11 +173,16 @@ fn append(token: u32, head: u32, thread: u32) {
     let page = inputs[step_page_table + sequence_of(token) * step_width + position / 64u];
     let base = (page * k_pages_1 + head) * row_width * 64u;
     let place = position % 64u;
+    var own = array<f32, OWN>();
+    for (var o = 0u; o < OWN; o++) {
+        own[o] = v[row + dimension(o, thread)];
+    }
+    bring_key(token, head, thread);
     var inverse = vec2<f32>();
     if (k_pages_i8) {
         var most = vec2<f32>();
-        for (var d = thread; d < head_dim; d += 64u) {
-            most = max(most, abs(vec2<f32>(turned(token, d), v[row + d])));
+        for (var o = 0u; o < OWN; o++) {
+            most = max(most, abs(vec2<f32>(turned(o, thread), own[o])));
         }
         most = vec2<f32>(largest(most.x, thread), largest(most.y, thread));
         inverse = select(vec2<f32>(), 127.0 / most, most > vec2<f32>(1e-36));
@@ -144,13 +192,17 @@ fn append(token: u32, head: u32, thread: u32) {
         }
     }
     let per_word = select(select(1u, 2u, k_pages_f16), 4u, k_pages_i8);
-    for (var d = thread; d < head_dim; d += 64u) {
+    for (var o = 0u; o < OWN; o++) {
+        let d = o * GROUP + thread;
+        if (d >= head_dim) {
+            continue;
+        }
         let key = base + d * 64u + place;
-        let key_bits = placed(turned(token, d), inverse.x, key);
+        let key_bits = placed(turned(o, thread), inverse.x, key);
         atomicAnd(&k_pages[key / per_word], ~key_bits.y);
         atomicOr(&k_pages[key / per_word], key_bits.x);
         let value = base + place * row_width + d;
-        let value_bits = placed(v[row + d], inverse.y, value);
+        let value_bits = placed(own[o], inverse.y, value);
         atomicAnd(&v_pages[value / per_word], ~value_bits.y);
         atomicOr(&v_pages[value / per_word], value_bits.x);
     }
@@ -160,11 +212,13 @@ fn append(token: u32, head: u32, thread: u32) {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     if (group.z == 0u) {
         bring_query(group.x, group.y, thread);
-        for (var d = thread; d < head_dim; d += 64u) {
-            out[group.x * out_columns + group.y * head_dim + d] = turned(group.x, d);
+        for (var o = 0u; o < OWN; o++) {
+            let d = o * GROUP + thread;
+            if (d < head_dim) {
+                out[group.x * out_columns + group.y * head_dim + d] = turned(o, thread);
+            }
         }
     } else if (group.y < k_pages_1) {
-        bring_key(group.x, group.y, thread);
         append(group.x, group.y, thread);
     }
 }
