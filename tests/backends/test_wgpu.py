@@ -19,7 +19,7 @@ from lattice.backends._backend import run_plans
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.backends.wgpu import WgpuBackend, device, native, open_device, shader
-from lattice.dtypes import BY_NAME, dense, encode
+from lattice.dtypes import BY_NAME, Array, dense, encode, split
 from lattice.errors import LatticeError, LatticeWarning
 from lattice.generate.model import LanguageModel
 from lattice.models import family
@@ -85,6 +85,51 @@ def test_formats_are_read_as_they_are_stored(name, gpu):
         ids = Drawn("input", random.integers(0, n, rows).astype(np.int32), "T")
         made = case(REGISTRY["embedding"], Sample((Drawn("weight", exact), ids), {}))
         assert close(run(gpu, made, {"a0": weight})[0][0], exact[ids.value], 1e-7)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_are_read_and_held_as_they_are_stored(name, gpu):
+    """Few tokens and many, gate and up apart and in one; on the card lie the planes of each weight and nothing else."""
+    random, other = np.random.default_rng(2), FORMATS[(FORMATS.index(name) + 3) % len(FORMATS)]
+    experts, top_k = 5, 3
+    n = m = fitting(BY_NAME["q4_k"], 32)
+    for tokens, apart, names in ((2, True, (name, other, other)), (40, False, (name, None, other))):
+        shapes = ((m, n), (m, n), (n, m)) if apart else ((2 * m, n), None, (n, m))
+        held = [
+            None if shape is None else some_experts(BY_NAME[dtype], experts, *shape, random)
+            for dtype, shape in zip(names, shapes, strict=True)
+        ]
+        x, weights = (random.normal(size=(tokens, width)).astype(np.float32) for width in (n, top_k))
+        x *= 1e-3  # experts of random bits are large
+        weights[tokens // 2, 1] = 0
+        ids = np.argsort(random.random((tokens, experts)))[:, :top_k].astype(np.int32)
+        drawn = [None if weight is None else Drawn("weight", dense(weight)) for weight in held]
+        inputs = [Drawn("input", value, "T") for value in (x, ids, weights)]
+        sample = Sample((*inputs, *drawn), {"kind": "silu"})
+        made = case(REGISTRY["mixture"], sample)
+        given = {f"a{3 + place}": weight for place, weight in enumerate(held) if weight is not None}
+        with np.errstate(over="ignore"):
+            wanted = eager(REGISTRY["mixture"], sample)[0]
+        assert close(run(gpu, made, given)[0][0], wanted, 1e-5)
+        loaded = gpu.load(made.program, given)
+        for key, weight in given.items():
+            assert loaded.placed[key].bytes == sum(plane.nbytes for plane in split(weight).values())
+            assert loaded.placed[key].parts[0].dtype == weight.dtype.name
+
+
+def some_experts(dtype, experts, rows, columns, random):
+    """Return experts (experts, rows, columns) of a format."""
+    if dtype.block == 1:
+        return encode(random.normal(size=(experts, rows, columns)).astype(np.float32), dtype)
+    flat = random_blocks(dtype, experts * rows, columns // dtype.block)
+    return Array(flat.data.reshape(experts, rows, *flat.data.shape[1:]), dtype, (experts, rows, columns))
+
+
+def test_experts_beyond_what_can_be_bound_are_an_error(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.device, "largest", 4096)
+    made = case(REGISTRY["mixture"], samples(REGISTRY["mixture"])[-1])
+    with pytest.raises(LatticeError, match="MB of experts in a tensor"):
+        gpu.load(made.program, made.weights)
 
 
 def rows_of_logits(vocab):
