@@ -96,17 +96,20 @@ fn first_of_all(mine: Place, thread: u32) -> Place {
     return places[0];
 }
 
-fn least_of_all(mine: u32, thread: u32) -> u32 {
+// The least of one number and the largest of another.
+fn least_and_largest(mine: vec2<u32>, thread: u32) -> vec2<u32> {
     workgroupBarrier();
-    places[thread].key = mine;
+    places[thread] = Place(mine.x, mine.y);
     for (var half = 128u; half > 0u; half /= 2u) {
         workgroupBarrier();
         if (thread < half) {
-            places[thread].key = min(places[thread].key, places[thread + half].key);
+            let one = places[thread];
+            let other = places[thread + half];
+            places[thread] = Place(min(one.key, other.key), max(one.id, other.id));
         }
     }
     workgroupBarrier();
-    return places[0].key;
+    return vec2<u32>(places[0].key, places[0].id);
 }
 
 // What is left of the tokens, and how they are weighed.
@@ -301,7 +304,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     let best = first_of_all(mine, thread);
-    least = least_of_all(least, thread);
+    least = least_and_largest(vec2<u32>(least, 0u), thread).x;
     if (thread == 0u) {
         let at = row * ROW + BESTS + 3u * share;
         scratch[at] = best.key;
@@ -310,25 +313,26 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-// A row's largest token and the key of its least logit.
+// A row's largest token, the key of its least logit, and that of the share whose least is largest.
 struct Ends {
     best: Place,
-    least: u32,
+    least: vec2<u32>,
 }
 
 fn ends_of(row: u32, thread: u32) -> Ends {
     var mine = Place(0u, vocab);
-    var least = 0xffffffffu;
+    var least = vec2<u32>(0xffffffffu, 0u);
     for (var share = thread; share < SHARES; share += 256u) {
         let at = row * ROW + BESTS + 3u * share;
         let other = Place(scratch[at], scratch[at + 1u]);
         if (!before(mine, other)) {
             mine = other;
         }
-        least = min(least, scratch[at + 2u]);
+        let key = scratch[at + 2u];
+        least = vec2<u32>(min(least.x, key), max(least.y, select(key, 0u, key == 0xffffffffu)));
     }
     let best = first_of_all(mine, thread);
-    return Ends(best, least_of_all(least, thread));
+    return Ends(best, least_and_largest(least, thread));
 }
 
 fn is_finite(key: u32) -> bool {
@@ -341,11 +345,46 @@ fn weighed(row: u32, best: Place) -> Kept {
     return Kept(Place(0u, vocab), number_of(best.key) / temperature, temperature, number(sampling_min_p, row));
 }
 
-fn bin_of(x: f32, largest: f32, scale: f32) -> u32 {
+// How logits become bins by their distance from the largest: most bins end where the least logit of some share lies, the
+// others where that of the row does, so that single logits far below do not make all bins wide. Beyond REACH are none.
+struct Bins {
+    largest: f32,
+    near: f32,  // the distance up to which bins are narrow
+    narrow: f32,  // bins for a distance of 1
+    wide: f32,
+}
+
+const NEAR = BINS / 4u * 3u;  // the first of the wide bins
+
+fn bins_of(ends: Ends, temperature: f32) -> Bins {
+    let largest = number_of(ends.best.key);
+    let near = min(largest - number_of(ends.least.y), REACH * temperature);
+    let far = min(largest - number_of(ends.least.x), REACH * temperature);
+    return Bins(largest, near, f32(NEAR) / max(near, 1e-30), (f32(LAST - NEAR) - 0.5) / max(far - near, 1e-30));
+}
+
+fn bin_of(x: f32, bins: Bins) -> u32 {
     if (key_of(x) == LOWEST) {
         return LAST;
     }
-    return u32(min((largest - x) * scale, f32(LAST)));
+    let distance = bins.largest - x;
+    if (distance < bins.near) {
+        return u32(min(distance * bins.narrow, f32(NEAR - 1u)));
+    }
+    return NEAR + min(u32(min((distance - bins.near) * bins.wide, f32(LAST - NEAR))), LAST - NEAR);  // whatever inf - inf is
+}
+
+// The power of two that makes weights of a bin numbers below 2^24, of which their sums are exact.
+fn shift_of(b: u32, bins: Bins, temperature: f32) -> i32 {
+    var distance = f32(b) / bins.narrow;
+    if (b >= NEAR) {
+        distance = bins.near + f32(b - NEAR) / bins.wide;
+    }
+    return 22 + i32(min(distance / temperature * 1.44269504, 60.0));
+}
+
+fn power(exponent: i32) -> f32 {
+    return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
 var<workgroup> counts: array<atomic<u32>, BINS>;
@@ -389,17 +428,14 @@ fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         return;
     }
     let kept = weighed(row, ends.best);
-    let largest = number_of(ends.best.key);
-    let span = min(largest - number_of(ends.least), REACH * kept.temperature);
-    let scale = (f32(LAST) - 0.5) / max(span, 1e-30);
-    let steep = 1.44269504 / (scale * kept.temperature);  // bits by which weights fall from a bin to the next
+    let bins = bins_of(ends, kept.temperature);
     for (var i = 0u; i < EACH; i++) {
         if (token_at(share, i, thread) < vocab) {
-            let b = bin_of(x[i], largest, scale);
+            let b = bin_of(x[i], bins);
             atomicAdd(&counts[b], 1u);
             let weight = weight_of(x[i], kept);
             if (b < LAST && weight > 0.0) {
-                let whole = u32(min(weight * power(shift_of(b, steep)) + 0.5, 16777215.0));
+                let whole = u32(min(weight * power(shift_of(b, bins, kept.temperature)) + 0.5, 16777215.0));
                 atomicAdd(&low[b], whole & 4095u);
                 atomicAdd(&high[b], whole >> 12u);
             }
@@ -422,7 +458,7 @@ fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         if (b < BINS) {
             let whole = f32(atomicLoad(&high[b])) * 4096.0 + f32(atomicLoad(&low[b]));
             scratch[table + b] = begin;
-            scratch[table + BINS + b] = bitcast<u32>(whole * power(-shift_of(b, steep)));
+            scratch[table + BINS + b] = bitcast<u32>(whole * power(-shift_of(b, bins, kept.temperature)));
             atomicStore(&counts[b], begin);
             begin += held[i];
         }
@@ -430,20 +466,11 @@ fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     for (var i = 0u; i < EACH; i++) {
         let id = token_at(share, i, thread);
-        let b = bin_of(x[i], largest, scale);
+        let b = bin_of(x[i], bins);
         if (id < vocab && b < LAST) {
             scratch[row * ROW + ORDER + share * SHARE + atomicAdd(&counts[b], 1u)] = id;
         }
     }
-}
-
-// The power of two that makes weights of a bin numbers below 2^24, of which their sums are exact.
-fn shift_of(b: u32, steep: f32) -> i32 {
-    return 22 + i32(min(f32(b) * steep, 60.0));
-}
-
-fn power(exponent: i32) -> f32 {
-    return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
 // How far the order is gone: tokens up to one, by its bin and its place there, and the sum of their weights.
