@@ -363,7 +363,11 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
     let j = group.x * 8u + thread / LANES;
     let row = min(j, m - 1u);
     var sum = vec2<f32>();
-    for (var b = lane; b < blocks_of(GATE); b += LANES) {
+    for (var trip = 0u; trip < (blocks_of(GATE) + LANES - 1u) / LANES; trip++) {
+        let b = trip * LANES + lane;
+        if (b >= blocks_of(GATE)) {
+            break;
+        }
         let gated = block_of(GATE, expert * gate_1 + row, b);
         let raised = block_of(UP, up_row(expert, row), b);
         var v = array<vec4<f32>, 8>();
@@ -386,18 +390,20 @@ fn merge(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let i = group.x * 8u + thread / LANES;
     let row = min(i, n - 1u);
     var sum = 0.0;
-    for (var at = lane; at < PLACES * blocks_of(DOWN); at += LANES) {
+    for (var trip = 0u; trip < (PLACES * blocks_of(DOWN) + LANES - 1u) / LANES; trip++) {
+        let at = trip * LANES + lane;
+        if (at >= PLACES * blocks_of(DOWN)) {
+            break;
+        }
         let pair = token * PLACES + at / blocks_of(DOWN);
         let b = at % blocks_of(DOWN);
         let weight = weights[pair];
-        if (weight != 0.0) {
-            let made = block_of(DOWN, ids[pair] * n + row, b);
-            var v = array<vec4<f32>, 8>();
-            for (var k = 0u; k < 8u; k++) {
-                v[k] = inner_four(pair, b * 32u + 4u * k);
-            }
-            sum += weight * product(made, v, sums_of(v));
+        let made = block_of(DOWN, ids[pair] * n + row, b);
+        var v = array<vec4<f32>, 8>();
+        for (var k = 0u; k < 8u; k++) {
+            v[k] = inner_four(pair, b * 32u + 4u * k);
         }
+        sum += select(0.0, weight * product(made, v, sums_of(v)), weight != 0.0);
     }
     let found = team_total(vec2<f32>(sum, 0.0), thread);
     if (lane == 0u && i < n) {
@@ -426,6 +432,17 @@ fn tile_four(is_down: bool, expert: u32, first_row: u32, row: u32, column: u32) 
     return weight_four(UP, up_row(expert, j), column);
 }
 
+// Four values of what a tile's pair is multiplied with, for the threads that bring them.
+fn values_of(is_down: bool, pair: u32, row: u32, column: u32) -> vec4<f32> {
+    if (row >= TILE) {
+        return vec4<f32>();
+    }
+    if (is_down) {
+        return inner_four(pair, column);
+    }
+    return x_four(pair / PLACES, column);
+}
+
 fn put_result(is_down: bool, first_row: u32, j: u32, listed_at: u32, end: u32, found: vec4<f32>, results: u32) {
     if (listed_at >= end) {
         return;
@@ -450,8 +467,8 @@ fn put_result(is_down: bool, first_row: u32, j: u32, listed_at: u32, end: u32, f
 
 // A tile: the pairs of the list from `begin` to before `end`, 128 rows of an expert.
 fn tile(is_down: bool, expert: u32, first_row: u32, begin: u32, end: u32, results: u32, thread: u32) {
-    let i = thread % 8u;  // four pairs
-    let j = thread / 8u;  // four rows
+    let i = thread / 32u;  // four pairs: threads that have none beside them have none, too
+    let j = thread % 32u;  // four rows
     let row = thread / 4u;
     let part = thread % 4u;
     let pair = listed[min(begin + row, end - 1u)];
@@ -459,18 +476,12 @@ fn tile(is_down: bool, expert: u32, first_row: u32, begin: u32, end: u32, result
     var a1 = vec4<f32>();
     var a2 = vec4<f32>();
     var a3 = vec4<f32>();
-    for (var c = 0u; c < select(blocks_of(GATE), blocks_of(DOWN), is_down) * 32u; c += 16u) {
-        let column = c + part * 4u;
-        let w0 = tile_four(is_down, expert, first_row, row, column);
-        let w1 = tile_four(is_down, expert, first_row, row + 64u, column);
-        var values = vec4<f32>();
-        if (row < TILE) {
-            if (is_down) {
-                values = inner_four(pair, column);
-            } else {
-                values = x_four(pair / PLACES, column);
-            }
-        }
+    let columns = select(blocks_of(GATE), blocks_of(DOWN), is_down) * 32u;
+    let used = begin + 4u * i < end;
+    var w0 = tile_four(is_down, expert, first_row, row, part * 4u);
+    var w1 = tile_four(is_down, expert, first_row, row + 64u, part * 4u);
+    var values = values_of(is_down, pair, row, part * 4u);
+    for (var c = 0u; c < columns; c += 16u) {
         workgroupBarrier();
         for (var d = 0u; d < 4u; d++) {
             let k = part * 4u + d;
@@ -481,13 +492,19 @@ fn tile(is_down: bool, expert: u32, first_row: u32, begin: u32, end: u32, result
             }
         }
         workgroupBarrier();
-        for (var k = 0u; k < 16u; k++) {
-            let r = right[k * 33u + j];
-            let l = left[k * 9u + i];
-            a0 += l.x * r;
-            a1 += l.y * r;
-            a2 += l.z * r;
-            a3 += l.w * r;
+        let next = min(c + 16u, columns - 16u) + part * 4u;  // under way while these are multiplied
+        w0 = tile_four(is_down, expert, first_row, row, next);
+        w1 = tile_four(is_down, expert, first_row, row + 64u, next);
+        values = values_of(is_down, pair, row, next);
+        if (used) {
+            for (var k = 0u; k < 16u; k++) {
+                let r = right[k * 33u + j];
+                let l = left[k * 9u + i];
+                a0 += l.x * r;
+                a1 += l.y * r;
+                a2 += l.z * r;
+                a3 += l.w * r;
+            }
         }
     }
     put_result(is_down, first_row, j, begin + 4u * i, end, a0, results);

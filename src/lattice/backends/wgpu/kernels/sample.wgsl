@@ -304,7 +304,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     let best = first_of_all(mine, thread);
-    least = least_and_largest(vec2<u32>(least, 0u), thread).x;
+    if (drawn) {
+        least = least_and_largest(vec2<u32>(least, 0u), thread).x;
+    }
     if (thread == 0u) {
         let at = row * ROW + BESTS + 3u * share;
         scratch[at] = best.key;
@@ -313,26 +315,27 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
 }
 
-// A row's largest token, the key of its least logit, and that of the share whose least is largest.
-struct Ends {
-    best: Place,
-    least: vec2<u32>,
-}
-
-fn ends_of(row: u32, thread: u32) -> Ends {
+// A row's largest token.
+fn best_of(row: u32, thread: u32) -> Place {
     var mine = Place(0u, vocab);
-    var least = vec2<u32>(0xffffffffu, 0u);
     for (var share = thread; share < SHARES; share += 256u) {
         let at = row * ROW + BESTS + 3u * share;
         let other = Place(scratch[at], scratch[at + 1u]);
         if (!before(mine, other)) {
             mine = other;
         }
-        let key = scratch[at + 2u];
-        least = vec2<u32>(min(least.x, key), max(least.y, select(key, 0u, key == 0xffffffffu)));
     }
-    let best = first_of_all(mine, thread);
-    return Ends(best, least_and_largest(least, thread));
+    return first_of_all(mine, thread);
+}
+
+// The key of a row's least logit, and that of the share whose least is largest.
+fn leasts_of(row: u32, thread: u32) -> vec2<u32> {
+    var mine = vec2<u32>(0xffffffffu, 0u);
+    for (var share = thread; share < SHARES; share += 256u) {
+        let key = scratch[row * ROW + BESTS + 3u * share + 2u];
+        mine = vec2<u32>(min(mine.x, key), max(mine.y, select(key, 0u, key == 0xffffffffu)));
+    }
+    return least_and_largest(mine, thread);
 }
 
 fn is_finite(key: u32) -> bool {
@@ -356,10 +359,10 @@ struct Bins {
 
 const NEAR = BINS / 4u * 3u;  // the first of the wide bins
 
-fn bins_of(ends: Ends, temperature: f32) -> Bins {
-    let largest = number_of(ends.best.key);
-    let near = min(largest - number_of(ends.least.y), REACH * temperature);
-    let far = min(largest - number_of(ends.least.x), REACH * temperature);
+fn bins_of(best: Place, leasts: vec2<u32>, temperature: f32) -> Bins {
+    let largest = number_of(best.key);
+    let near = min(largest - number_of(leasts.y), REACH * temperature);
+    let far = min(largest - number_of(leasts.x), REACH * temperature);
     return Bins(largest, near, f32(NEAR) / max(near, 1e-30), (f32(LAST - NEAR) - 0.5) / max(far - near, 1e-30));
 }
 
@@ -423,12 +426,13 @@ fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         atomicStore(&low[b], 0u);
         atomicStore(&high[b], 0u);
     }
-    let ends = ends_of(row, thread);
-    if (!is_finite(ends.best.key)) {
+    let best = best_of(row, thread);
+    let leasts = leasts_of(row, thread);
+    if (!is_finite(best.key)) {
         return;
     }
-    let kept = weighed(row, ends.best);
-    let bins = bins_of(ends, kept.temperature);
+    let kept = weighed(row, best);
+    let bins = bins_of(best, leasts, kept.temperature);
     for (var i = 0u; i < EACH; i++) {
         if (token_at(share, i, thread) < vocab) {
             let b = bin_of(x[i], bins);
@@ -508,15 +512,23 @@ fn weight_before(value: f32, thread: u32) -> f32 {
     return parts[thread - 1u];
 }
 
+const AHEAD = 8u;  // shares whose tables are read at once
+
 fn add_bins(row: u32, thread: u32) {
     var weight = array<f32, OWN>();
     var count = array<u32, OWN>();
-    for (var share = 0u; share < SHARES; share++) {
-        let table = row * ROW + TABLES + share * 2u * BINS;
-        for (var i = 0u; i < OWN; i++) {
-            let b = min(i * 256u + thread, LAST);
-            count[i] += scratch[table + b];
-            weight[i] += bitcast<f32>(scratch[table + BINS + b]);
+    for (var share = 0u; share < SHARES; share += AHEAD) {
+        var words = array<vec2<u32>, AHEAD * OWN>();
+        for (var k = 0u; k < AHEAD * OWN; k++) {
+            let table = row * ROW + TABLES + min(share + k / OWN, SHARES - 1u) * 2u * BINS;
+            let b = min(k % OWN * 256u + thread, LAST);
+            words[k] = vec2<u32>(scratch[table + b], scratch[table + BINS + b]);
+        }
+        for (var k = 0u; k < AHEAD * OWN; k++) {
+            if (share + k / OWN < SHARES) {
+                count[k % OWN] += words[k].x;
+                weight[k % OWN] += bitcast<f32>(words[k].y);
+            }
         }
     }
     for (var i = 0u; i < OWN; i++) {
@@ -578,7 +590,7 @@ fn gather(row: u32, bin: u32, count: u32, thread: u32) {
         for (var half = size / 2u; half > 0u; half /= 2u) {
             workgroupBarrier();
             for (var i = thread; i < all / 2u; i += 256u) {
-                let a = i / half * 2u * half + i % half;
+                let a = 2u * i - (i & (half - 1u));
                 let b = a + half;
                 let one = Place(keys[a], ids[a]);
                 let other = Place(keys[b], ids[b]);
@@ -709,7 +721,7 @@ fn drawn_by_passes(row: u32, best: Place, thread: u32) -> u32 {
 @compute @workgroup_size(256)
 fn then2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let row = group.x;
-    let best = ends_of(row, thread).best;
+    let best = best_of(row, thread);
     var chosen = best.id;
     if (number(sampling_temperature, row) > 0.0 && is_finite(best.key)) {
         chosen = drawn_from_bins(row, best, thread);
