@@ -9,12 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from small_models import copy_model
 
+import lattice
 from lattice.backends import auto, select, wgpu
 from lattice.backends._backend import Capacity
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.wgpu import WgpuBackend, device, worth
-from lattice.errors import LatticeError
+from lattice.errors import LatticeError, LatticeWarning
 
 
 @pytest.fixture
@@ -162,6 +164,33 @@ def test_auto_is_what_was_chosen(monkeypatch, tmp_path):
     assert select.select("auto", tmp_path).name == "cpu"
     with pytest.raises(LatticeError, match="expected a card"):
         select.select("gpu", tmp_path)
+
+
+@pytest.mark.parametrize("cause", ["memory", "state"])
+def test_a_model_that_the_card_cannot_hold_runs_on_the_processor(cause, monkeypatch, tmp_path):
+    """With one warning where `auto` is the card; who asked for the card has the error."""
+    path, card = copy_model(tmp_path), WgpuBackend(wgpu.open_device(software=True))
+    monkeypatch.setattr(select, "choose", lambda home: auto.Choice(True, "a test"))
+    monkeypatch.setattr(wgpu, "WgpuBackend", lambda: card)
+    if cause == "state":
+        monkeypatch.setattr(card.device, "largest", 1 << 12)
+    else:
+        monkeypatch.setattr(card.device, "handle", Full())
+    with pytest.warns(LatticeWarning, match=r"^\[gpu\] .* the processor") as noted:
+        lm = lattice.load(path)
+    assert lm.generate([1, 2], max_tokens=2).tokens and lm.engine.target == CpuBackend().target
+    assert len([one for one in noted if issubclass(one.category, LatticeWarning)]) == 1
+    with pytest.raises(LatticeError, match=r"^\[gpu\]"):
+        lattice.load(path, device="gpu")
+    with pytest.raises(LatticeError, match="context"):
+        lattice.load(path, context=-1)  # wrong everywhere: neither a warning nor a second try
+
+
+class Full:
+    """A card whose memory is taken."""
+
+    def create_buffer(self, **options):
+        raise device.wgpu.GPUOutOfMemoryError("taken")
 
 
 def test_what_is_measured_is_the_same_work(monkeypatch):

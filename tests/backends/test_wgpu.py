@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from contextlib import nullcontext
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -18,14 +19,14 @@ from lattice.backends._backend import run_plans
 from lattice.backends.cpu import CpuBackend
 from lattice.backends.select import select
 from lattice.backends.wgpu import WgpuBackend, device, native, open_device, shader
-from lattice.dtypes import BY_NAME, dense, encode
+from lattice.dtypes import BY_NAME, Array, dense, encode, split
 from lattice.errors import LatticeError, LatticeWarning
 from lattice.generate.model import LanguageModel
 from lattice.models import family
 from lattice.ops import REGISTRY, Draw, Drawn
 from lattice.ops.attention import _keys, _to_floats, draw_pages, paged_step
 from lattice.program import Program
-from lattice.step import PAGE_TOKENS, Step
+from lattice.step import PAGE_TOKENS, Sampling, Step
 from lattice.weights.load import open_model
 
 ON_A_CARD = "LATTICE_TEST_CARD" in os.environ
@@ -84,6 +85,100 @@ def test_formats_are_read_as_they_are_stored(name, gpu):
         ids = Drawn("input", random.integers(0, n, rows).astype(np.int32), "T")
         made = case(REGISTRY["embedding"], Sample((Drawn("weight", exact), ids), {}))
         assert close(run(gpu, made, {"a0": weight})[0][0], exact[ids.value], 1e-7)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_experts_are_read_and_held_as_they_are_stored(name, gpu):
+    """Few tokens and many, gate and up apart and in one; on the card lie the planes of each weight and nothing else."""
+    random, other = np.random.default_rng(2), FORMATS[(FORMATS.index(name) + 3) % len(FORMATS)]
+    experts, top_k = 5, 3
+    n = m = fitting(BY_NAME["q4_k"], 32)
+    for tokens, apart, names in ((2, True, (name, other, other)), (40, False, (name, None, other))):
+        shapes = ((m, n), (m, n), (n, m)) if apart else ((2 * m, n), None, (n, m))
+        held = [
+            None if shape is None else some_experts(BY_NAME[dtype], experts, *shape, random)
+            for dtype, shape in zip(names, shapes, strict=True)
+        ]
+        x, weights = (random.normal(size=(tokens, width)).astype(np.float32) for width in (n, top_k))
+        x *= 1e-3  # experts of random bits are large
+        weights[tokens // 2, 1] = 0
+        ids = np.argsort(random.random((tokens, experts)))[:, :top_k].astype(np.int32)
+        drawn = [None if weight is None else Drawn("weight", dense(weight)) for weight in held]
+        inputs = [Drawn("input", value, "T") for value in (x, ids, weights)]
+        sample = Sample((*inputs, *drawn), {"kind": "silu"})
+        made = case(REGISTRY["mixture"], sample)
+        given = {f"a{3 + place}": weight for place, weight in enumerate(held) if weight is not None}
+        with np.errstate(over="ignore"):
+            wanted = eager(REGISTRY["mixture"], sample)[0]
+        assert close(run(gpu, made, given)[0][0], wanted, 1e-5)
+        loaded = gpu.load(made.program, given)
+        for key, weight in given.items():
+            assert loaded.placed[key].bytes == sum(plane.nbytes for plane in split(weight).values())
+            assert loaded.placed[key].parts[0].dtype == weight.dtype.name
+
+
+def some_experts(dtype, experts, rows, columns, random):
+    """Return experts (experts, rows, columns) of a format."""
+    if dtype.block == 1:
+        return encode(random.normal(size=(experts, rows, columns)).astype(np.float32), dtype)
+    flat = random_blocks(dtype, experts * rows, columns // dtype.block)
+    return Array(flat.data.reshape(experts, rows, *flat.data.shape[1:]), dtype, (experts, rows, columns))
+
+
+def test_experts_beyond_what_can_be_bound_are_an_error(gpu, monkeypatch):
+    monkeypatch.setattr(gpu.device, "largest", 4096)
+    made = case(REGISTRY["mixture"], samples(REGISTRY["mixture"])[-1])
+    with pytest.raises(LatticeError, match="MB of experts in a tensor"):
+        gpu.load(made.program, made.weights)
+
+
+def rows_of_logits(vocab):
+    """Rows such as samplers must bear: their names and logits."""
+    random = np.random.default_rng(11)
+    drawn = random.standard_normal((8, vocab)).astype(np.float32)
+    yield "flat", 0.6 * drawn[0]
+    yield "steep", 12 * drawn[1]
+    yield "equal", np.full(vocab, 3.25, np.float32)
+    yield "few values", np.round(2 * drawn[2])
+    yield "one far below", np.where(np.arange(vocab) == 7, np.float32(-1e30), drawn[3])
+    yield "forbidden", np.where(random.random(vocab) < 0.999, np.float32(-np.inf), drawn[4])
+    yield "no numbers", np.where(random.random(vocab) < 0.5, np.float32(np.nan), drawn[5])
+    yield "none", np.full(vocab, -np.inf, np.float32)
+    yield "endless", np.where(np.arange(vocab) == 70, np.float32(np.inf), drawn[6])
+    yield "one", np.where(np.arange(vocab) == 9, drawn[7], np.float32(-np.inf))
+
+
+@pytest.mark.parametrize("vocab", [2, 130, 2047, 2048, 4097, 20_000])
+def test_draws_are_the_reference_s_whatever_the_logits(vocab, gpu):
+    """Settings meet rows of every kind; a row's token does not depend on those beside it, as many as there are."""
+    names, logits = zip(*rows_of_logits(vocab), strict=True)
+    settings = [
+        dict(temperature=1.0), dict(temperature=0.8, top_p=0.95), dict(temperature=1.0, top_k=40),
+        dict(temperature=1.0, min_p=0.05), dict(temperature=0.7, top_k=50, top_p=0.9, min_p=0.01),
+        dict(temperature=100.0, top_p=0.99737), dict(temperature=0.01, top_k=3), dict(temperature=0.0),
+        dict(temperature=1e-3, top_p=0.5), dict(temperature=1e30, top_k=vocab - 1), dict(temperature=2.0, top_p=1e-9),
+    ]  # fmt: skip
+    rows, plain = len(names), Sampling.greedy(len(names))
+    for each in settings:
+        given = dict(seed=np.arange(rows), position=np.arange(rows, dtype=np.int32))
+        given |= {name: np.full_like(getattr(plain, name), value) for name, value in each.items()}
+        sampling = replace(plain, **given)
+        sample = Sample((Drawn("input", np.stack(logits), "R"), Drawn("sampling", sampling)), {})
+        with np.errstate(all="ignore"):
+            wanted = eager(REGISTRY["sample"], sample)[0]
+        got = run(gpu, case(REGISTRY["sample"], sample))[0][0]
+        assert dict(zip(names, got, strict=True)) == dict(zip(names, wanted, strict=True)), each
+    sampling = Sampling.greedy(1)
+    sampling = replace(sampling, temperature=np.float32([1]), top_p=np.float32([0.9]), seed=np.int64([3]))
+    many = replace(
+        Sampling.greedy(20), **{f.name: np.repeat(getattr(sampling, f.name), 20) for f in fields(sampling)[:9]}
+    )
+    tokens = []
+    for each in (sampling, many):
+        rows = np.repeat(logits[0][None], len(each.seed), axis=0)
+        sample = Sample((Drawn("input", rows, "R"), Drawn("sampling", each)), {})
+        tokens += run(gpu, case(REGISTRY["sample"], sample))[0][0].tolist()
+    assert len(set(tokens)) == 1
 
 
 def test_a_matrix_beyond_what_can_be_bound_is_cut(gpu, monkeypatch):

@@ -13,7 +13,7 @@ from lattice.backends.wgpu.weights import cuts
 from lattice.generate.model import LanguageModel
 
 
-@pytest.mark.parametrize("name", ["gguf-llama-q8_0", "qwen35-untied"])
+@pytest.mark.parametrize("name", ["gguf-llama-q8_0", "qwen35-untied", "gguf-qwen35moe"])
 def test_what_is_listed_is_what_runs(name, monkeypatch):
     gpu = WgpuBackend(open_device(software="LATTICE_TEST_CARD" not in os.environ))
     real, listed = [], listing.ListingBackend()

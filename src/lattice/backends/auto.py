@@ -9,9 +9,7 @@ that ends the process does so once: before a card is tried it is noted as lost.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -21,6 +19,7 @@ from platform import platform
 from typing import Any
 
 from lattice.backends.cpu import CpuBackend, best_target
+from lattice.files import replacing
 
 FILE = "device.json"
 NODES = ("dri/renderD*", "nvidia[0-9]*", "dxg")  # of cards, under /dev
@@ -134,12 +133,7 @@ def _read(file: Path) -> Choice | None:
 
 
 def _write(file: Path, choice: Choice) -> None:
-    """Replace the file at once; what cannot be written is an OSError."""
+    """Replace the file whole; what cannot be written is an error."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}-{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(asdict(choice)), "utf-8")
-        os.replace(beside, file)
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+    with replacing(file) as beside:
+        beside.write(json.dumps(asdict(choice)).encode())

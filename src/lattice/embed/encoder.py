@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lattice.backends._backend import Backend, Capacity, Plan
-from lattice.backends.select import select
+from lattice.backends.select import load_on
 from lattice.embed.batching import Packer, batches
 from lattice.embed.known import as_source, complete, recognise
 from lattice.embed.progress import progress
@@ -52,9 +52,12 @@ def load_encoder(
     Raises LatticeError where the source cannot be found, the model is not understood, or the device or dtype is not
     offered.
     """
-    backend, path = select(device, home()), resolve(as_source(str(source)))
-    name = None if Path(source).expanduser().exists() else str(source)
-    return Encoder(open_model(path, family), backend, dtype=dtype, dimensions=dimensions, source=name)
+
+    def make(backend: Backend) -> Encoder:
+        path, name = resolve(as_source(str(source))), None if Path(source).expanduser().exists() else str(source)
+        return Encoder(open_model(path, family), backend, dtype=dtype, dimensions=dimensions, source=name)
+
+    return load_on(device, home(), make)
 
 
 class Encoder:

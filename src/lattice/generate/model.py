@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lattice.backends._backend import Backend
-from lattice.backends.select import select
+from lattice.backends.select import load_on
 from lattice.errors import expected
 from lattice.generate import saved
 from lattice.generate.chat import ChatPrompt
@@ -63,14 +63,17 @@ def load(
     Raises LatticeError where the source cannot be found, the model is not understood or generates
     no text, or the device, dtype, kv, context, cache_bytes or draft is not offered.
     """
-    backend = select(device, home())
-    opened = open_model(resolve(source), family)
-    lm = LanguageModel(opened, backend, dtype=dtype, kv=kv, context=context, cache_bytes=cache_bytes, draft=draft)
-    if draft is not None and draft not in DRAFTS:
-        opened = open_model(resolve(draft), family)
-        most = min(lm.context, opened.config.max_position_embeddings)
-        lm.draft_with(LanguageModel(opened, backend, dtype=dtype, kv=kv, context=most, draft=None))
-    return lm
+
+    def make(backend: Backend) -> LanguageModel:
+        opened = open_model(resolve(source), family)
+        lm = LanguageModel(opened, backend, dtype=dtype, kv=kv, context=context, cache_bytes=cache_bytes, draft=draft)
+        if draft is not None and draft not in DRAFTS:
+            opened = open_model(resolve(draft), family)
+            most = min(lm.context, opened.config.max_position_embeddings)
+            lm.draft_with(LanguageModel(opened, backend, dtype=dtype, kv=kv, context=most, draft=None))
+        return lm
+
+    return load_on(device, home(), make)
 
 
 class LanguageModel:

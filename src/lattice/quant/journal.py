@@ -22,8 +22,8 @@ import numpy as np
 
 from lattice.dtypes import Array
 from lattice.errors import LatticeError, expected
+from lattice.files import sync_directory
 from lattice.weights import SafetensorsFile
-from lattice.weights._files import sync_directory
 from lattice.weights.cache import locked
 
 NAME, SETTINGS = "model.safetensors", "settings"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 from typing import Any
 
+from lattice.files import replacing
 from lattice.strict_json import read_bytes, read_object
 
 __all__ = ["LIMIT", "read_bytes", "read_settings", "write_bytes"]
@@ -21,12 +20,5 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file whole: readers see the old one or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with open(beside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path) as file:
+        file.write(data)

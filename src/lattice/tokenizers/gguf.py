@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as Library
 
-from lattice.errors import FormatError, LatticeWarning, expected
+from lattice.errors import FormatError, LatticeError, LatticeWarning, expected
 from lattice.tokenizers import wordpiece
 from lattice.tokenizers._files import LIMIT as SETTINGS_LIMIT
 from lattice.tokenizers._files import read_bytes, read_settings, write_bytes
@@ -106,7 +106,7 @@ def _keep(directory: Path, data: bytes, settings: dict[str, Any]) -> None:
         write_bytes(directory / "tokenizer.json", data)
         # Last, since it vouches for the other.
         write_bytes(directory / "tokenizer_config.json", json.dumps(settings, indent=1).encode())
-    except OSError as error:  # a full or read-only disk costs speed, not the model
+    except (OSError, LatticeError) as error:  # a full or read-only disk costs speed, not the model
         warnings.warn(f"the tokenizer could not be cached: {error}", LatticeWarning, stacklevel=4)
 
 

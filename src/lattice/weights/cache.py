@@ -26,8 +26,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from lattice.errors import LatticeError, SourceError, expected
+from lattice.files import replacing, sync_directory
 from lattice.strict_json import read_object
-from lattice.weights._files import replacing, sync_directory
 
 MANIFEST = "manifest.json"
 FILES = "files"

@@ -11,7 +11,7 @@ import numpy as np
 
 from lattice.dtypes import Array, DType
 from lattice.errors import expected
-from lattice.weights._files import replacing
+from lattice.files import replacing
 from lattice.weights.gguf import (
     ARRAY,
     BOOL,

@@ -24,8 +24,9 @@ import numpy as np
 
 from lattice.dtypes import BF16, BY_NAME, F16, F32, F64, I8, I16, I32, I64, U8, Array, DType
 from lattice.errors import FormatError, LatticeError, LatticeWarning, expected
+from lattice.files import replacing
 from lattice.strict_json import parse_object, read_object
-from lattice.weights._files import inside, map_file, release_pages, replacing
+from lattice.weights._files import inside, map_file, release_pages
 
 INDEX_NAME = "model.safetensors.index.json"
 BLOCKS = "lattice.dtypes"

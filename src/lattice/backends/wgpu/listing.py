@@ -85,7 +85,7 @@ class ListingBackend(WgpuBackend):
         shapes = {symbol.name: symbol.shape for symbol in program.of_kind("weight")}
         for name in shapes:
             dtype = weights.header(name).dtype
-            made.formats[name] = dtype if dtype in SPLIT and len(shapes[name]) == 2 else "f32"
+            made.formats[name] = dtype if dtype in SPLIT and len(shapes[name]) > 1 else "f32"
             made.placed[name] = self._place(made.formats[name], shapes[name])
         for node in fused.nodes:
             for stack in stacks(node, made.formats) if node.op.name == "project" else ():

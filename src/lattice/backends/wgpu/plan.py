@@ -201,7 +201,8 @@ class WgpuPlan(Plan):
         for node in self.nodes:
             kernel = source(node.op.name)
             for named, parts in self._projects(node) if node.op.name == "project" else self._parts(node):
-                constants = {f"has_{one.name}": False for one in kernel.bindings}
+                constants: dict[str, Any] = {f"has_{one.name}": False for one in kernel.bindings}
+                constants |= {f"{one.name}_{dtype}": False for one in kernel.bindings for dtype in BY_NAME}
                 constants |= dict(self._known(node, named, parts))
                 bound = {one: self._bound(kernel, one, named, parts, constants) for one in kernel.bindings}
                 group = self.device.handle.create_bind_group(

@@ -1,6 +1,7 @@
-"""Weights on a card: matrices as planes of words in the format of their file, everything else as f32.
+"""Weights on a card: matrices and experts as planes of words in the format of their file, everything else as f32.
 
-A matrix larger than what the adapter can bind at once is cut between rows, and runs as one dispatch a part.
+A matrix larger than what the adapter can bind at once is cut between rows, and runs as one dispatch a part; experts
+are not cut.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lattice.backends.wgpu.device import Device, Range
+from lattice.backends.wgpu.device import LESS, Device, Range
 from lattice.backends.wgpu.products import stacked, stacked_biases, stacks
 from lattice.dtypes import F32, SPLIT, Array, dense, encode, split
 from lattice.errors import LatticeWarning, expected
@@ -83,12 +84,17 @@ def load_weights(device: Device, program: Program, weights: Mapping[str, Array])
                 made.placed[stack.bias_name] = _place(device, encode(stacked_biases(stack, values), F32))
     others = {id(symbol) for node in program.nodes for symbol in _others(node)}
     tables = {id(node.args[0]) for node in program.nodes if node.op.name == "embedding"}
+    experts = {id(weight) for node in program.nodes if node.op.name == "mixture" for weight in node.args[3:]}
     angles = {id(node.args[1]) for node in program.nodes if node.op.name == "rope_angles"}
     for symbol in program.of_kind("weight"):
         if id(symbol) in angles:
             made.host[symbol.name] = dense(_fetch(weights, symbol))
         if id(symbol) in others and symbol.name not in made.placed:
-            made.placed[symbol.name] = _place(device, fetch(symbol, plain=id(symbol) not in tables))
+            array = fetch(symbol, plain=id(symbol) not in tables | experts)
+            if id(symbol) in experts and array.nbytes > device.largest:
+                wanted = f"at most {device.largest / 1e6:.0f} MB of experts in a tensor"
+                raise expected("gpu", wanted, f"{array.nbytes / 1e6:.0f} MB in {symbol.name}", hint=LESS)
+            made.placed[symbol.name] = _place(device, array)
     if listed := ", ".join(f"{count} of {name}" for name, count in sorted(dequantised.items()) if count):
         message = (
             f"[gpu] tensors without a kernel of their format yet are held as f32 ({listed}): more memory, same values"
