@@ -135,7 +135,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var o = 0u; o < OWN; o++) {
                     let at = i * WIDTH + part * OWN + o;
                     for (var n = 0u; n < 8u; n++) {
-                        scores[n] += query[o] * keys[at + n * WIDTH];
+                        scores[n] = fma(query[o], keys[at + n * WIDTH], scores[n]);
                     }
                 }
                 let ones = vec4<f32>(1.0);
@@ -168,14 +168,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 for (var o = 0u; o < OWN; o++) {
                     let at = i * WIDTH + part * OWN + o;
                     var held = result[o] * shrink;
-                    held += near.x * values[at];
-                    held += near.y * values[at + WIDTH];
-                    held += near.z * values[at + 2u * WIDTH];
-                    held += near.w * values[at + 3u * WIDTH];
-                    held += far.x * values[at + 4u * WIDTH];
-                    held += far.y * values[at + 5u * WIDTH];
-                    held += far.z * values[at + 6u * WIDTH];
-                    result[o] = held + far.w * values[at + 7u * WIDTH];
+                    held = fma(vec4<f32>(near.x), values[at], held);
+                    held = fma(vec4<f32>(near.y), values[at + WIDTH], held);
+                    held = fma(vec4<f32>(near.z), values[at + 2u * WIDTH], held);
+                    held = fma(vec4<f32>(near.w), values[at + 3u * WIDTH], held);
+                    held = fma(vec4<f32>(far.x), values[at + 4u * WIDTH], held);
+                    held = fma(vec4<f32>(far.y), values[at + 5u * WIDTH], held);
+                    held = fma(vec4<f32>(far.z), values[at + 6u * WIDTH], held);
+                    result[o] = fma(vec4<f32>(far.w), values[at + 7u * WIDTH], held);
                 }
             }
         }
