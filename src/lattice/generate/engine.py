@@ -107,6 +107,7 @@ class Engine:
         logits = {"logits": self._plan.outputs["logits"]}
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
         self._logprobs: Plan | None = None  # made when somebody asks
+        self._long: Plan | None = None  # made when a prompt is that long
         self._scores: Plan | None = None  # made when somebody wants more than one row
         self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
@@ -294,12 +295,14 @@ class Engine:
     # ---- steps ---------------------------------------------------------------------------------------------
     def append(self, sequence: cache.Sequence, tokens: Sequence[int]) -> None:
         """Run `tokens` behind those of a sequence that has pages for them; only its state is computed."""
-        for start in range(0, len(tokens), self.chunk):
-            part = tokens[start : start + self.chunk]
+        most = self.chunk * (1 if self.draft_head else self._backend.prompt_chunks)  # that head reads `_plan`'s states
+        for start in range(0, len(tokens), most):
+            part = tokens[start : start + most]
             with self.lock:
                 self._written = None
-                kept = self._write(self._plan, sequence, part, rows=0)
-                self._run((self._plan,), sequence)
+                plan = self._plan if len(part) <= self.chunk else self._long_plan()
+                kept = self._write(plan, sequence, part, rows=0)
+                self._run((plan,), sequence)
                 self._ran(sequence, part, kept)
 
     def advance(self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler) -> Advance:
@@ -437,6 +440,12 @@ class Engine:
             self._logprobs = self._backend.compile(trace(self._measure), None, Capacity(), None, bound)
             self._logprobs.counts[:] = self._sample.counts  # one row, always: its inputs are never written
         return self._logprobs
+
+    def _long_plan(self) -> Plan:
+        """Return the plan of steps of several chunks; one plan for all would copy more to the card with every token."""
+        if self._long is None:
+            self._long = self._compile(rows=1, tokens=self.chunk * self._backend.prompt_chunks)
+        return self._long
 
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))

@@ -6,7 +6,7 @@ programs on the processor: it is for tests, and nobody gets it unasked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -87,6 +87,23 @@ class Device:
         with guarded("a result of the card"):
             whole = self.queue.read_buffer(at.buffer, at.offset, at.resource["size"])
         return np.frombuffer(whole, np.uint8)[: at.size]
+
+    def later(self, at: Range) -> Callable[[], np.ndarray]:
+        """Return what reads a range as it is behind what was submitted so far, whatever else is submitted by then."""
+        with guarded("a copy of a result"):
+            size, usage = at.resource["size"], wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ
+            kept, encoder = self.handle.create_buffer(size=size, usage=usage), self.handle.create_command_encoder()
+            encoder.copy_buffer_to_buffer(at.buffer, at.offset, kept, 0, size)
+            self.queue.submit([encoder.finish()])
+
+        def read() -> np.ndarray:
+            with guarded("a result of the card"):
+                kept.map_sync("READ")
+                whole = kept.read_mapped()
+                kept.destroy()
+            return np.frombuffer(whole, np.uint8)[: at.size]
+
+        return read
 
 
 def identity(device: Device) -> dict[str, str]:

@@ -8,7 +8,7 @@ that no dispatch reads and writes one buffer: WebGPU orders and checks whole buf
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -415,11 +415,30 @@ class WgpuPlan(Plan):
         self.together([self])
         return {name: self.output(name) for name in self.program.outputs}
 
+    def begin(self, step: Step) -> Callable[[], dict[str, np.ndarray]]:
+        """Submit a step and the copy of its outputs; return what waits for them."""
+        self.write(step)
+        self.together([self])
+        begun = {name: self._begin(name) for name in self.program.outputs}
+        return lambda: {name: read() for name, read in begun.items()}
+
+    def _begin(self, name: str) -> Callable[[], np.ndarray]:
+        rows, whole = self._rows_of(name), self.outputs[name]
+        if rows == 0 or not isinstance(whole, Buffer):
+            found = self.output(name)
+            return lambda: found
+        each = whole.nbytes // len(whole)
+        read = self.device.later(replace(whole.at, size=rows * each))
+        return lambda: read().view(whole.dtype).reshape(rows, *whole.shape[1:])
+
+    def _rows_of(self, name: str) -> int:
+        """Return the rows of an output that the written step has."""
+        lead = self.program.outputs[name].shape[0]
+        return lead if isinstance(lead, int) else int(self.counts[COUNTS[lead]])
+
     def output(self, name: str) -> np.ndarray:
         """Return an output of the last step, read from the card."""
-        symbol, whole = self.program.outputs[name], self.outputs[name]
-        lead = symbol.shape[0]
-        rows = lead if isinstance(lead, int) else int(self.counts[COUNTS[lead]])
+        rows, whole = self._rows_of(name), self.outputs[name]
         if rows == 0 or whole.nbytes == 0:
             return np.zeros((rows, *whole.shape[1:]), whole.dtype)
         return whole[:rows].copy()
