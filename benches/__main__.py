@@ -16,6 +16,7 @@ NAMES = {
     "table": "every cell beside its rival, into docs/benchmarks.md",
     "scaling": "prefill and decode at contexts from 64 to 8192, beside llama.cpp",
     "gpu": "decode and prefill on the graphics card",
+    "gpu-encoders": "texts a second on the graphics card beside sentence-transformers on torch CUDA",
     "agree": "logits of the graphics card beside the processor's",
     "memory": "most resident bytes beside llama.cpp",
     "start": "import, first token from process start, Python's share of a step",
@@ -24,7 +25,7 @@ NAMES = {
 
 def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in NAMES:
-        listing = "\n".join(f"  {name:12} {what}" for name, what in NAMES.items())
+        listing = "\n".join(f"  {name:13} {what}" for name, what in NAMES.items())
         raise SystemExit(f"usage: python -m benches NAME [--help]\n{listing}")
     name = sys.argv.pop(1)
     import_module(f"benches.{name.replace('-', '_')}").main()

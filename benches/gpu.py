@@ -70,8 +70,12 @@ def profile(lm: Any, tokens: int) -> dict[str, list[float]]:
     sequence = lm.engine.begin(prompt(tokens, 99), tokens + 1)
     lm.engine._write(plan, sequence, prompt(tokens, 99), 1)
     plan.profile()
-    found = [(node, seconds) for node, seconds in plan.profile()]
-    counts, totals = Counter(_name(node) for node, _ in found), Counter()
+    return by_op(plan.profile())
+
+
+def by_op(found: list[tuple[Any, float]]) -> dict[str, list[float]]:
+    """Return how often each op ran, and its microseconds together, the longest first."""
+    counts, totals = Counter(_name(node) for node, _ in found), Counter[str]()
     for node, seconds in found:
         totals[_name(node)] += round(1e6 * seconds, 1)
     return {name: [counts[name], total] for name, total in totals.most_common()}

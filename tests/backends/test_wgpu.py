@@ -181,6 +181,24 @@ def test_draws_are_the_reference_s_whatever_the_logits(vocab, gpu):
     assert len(set(tokens)) == 1
 
 
+@pytest.mark.parametrize("norm", [None, "rms", "layer"])
+def test_many_tokens_by_many_rows(norm, gpu):
+    """Products of several tiles whose last ones are not whole."""
+    random = np.random.default_rng(6)
+    x, weight, residual = (random.normal(size=shape).astype(np.float32) for shape in ((150, 72), (140, 72), (150, 140)))
+    known = [Drawn("weight", random.normal(size=72).astype(np.float32)) for _ in range(2)]
+    norms = {None: [None, None], "rms": [known[0], None], "layer": known}[norm]
+    bias = Drawn("weight", np.arange(140, dtype=np.float32))
+    for gated in (False, True):
+        made = [Drawn("weight", weight), bias, *([Drawn("weight", weight[::-1].copy()), None] if gated else [None] * 2)]
+        added = None if gated else Drawn("input", residual, "T")
+        arguments = (Drawn("input", x, "T"), *norms, added, *made, *[None] * 4)
+        kind = "silu" if gated else None
+        sample = Sample(arguments, {"norm": norm, "eps": 1e-6, "kind": kind, "gated": gated})
+        wanted = eager(REGISTRY["project"], sample)[0]
+        assert close(run(gpu, case(REGISTRY["project"], sample))[0][0], wanted, 1e-5)
+
+
 def test_a_matrix_beyond_what_can_be_bound_is_cut(gpu, monkeypatch):
     monkeypatch.setattr(gpu.device, "largest", 4096)
     for name in ("linear", "project", "embedding"):

@@ -12,14 +12,19 @@ import os
 import numpy as np
 import pytest
 from golden_models import close, open_golden
+from tiny_models import write_encoder
 
 from lattice.backends._backend import Capacity
+from lattice.backends.reference import ReferenceBackend
 from lattice.backends.wgpu import WgpuBackend, open_device
+from lattice.embed import Encoder
+from lattice.errors import LatticeError
 from lattice.generate.model import LanguageModel
 from lattice.models import family, names
 from lattice.ops import take_rows
 from lattice.program import trace
 from lattice.step import Step
+from lattice.weights.load import open_model
 
 TOLERANCE = 2e-3  # of max(1, the largest)
 LONGEST = 200  # tokens: longer goldens hold tables and windows, which are the same arithmetic
@@ -95,3 +100,37 @@ def test_generators_agree_with_transformers(name, gpu):
     parts = [tokens[:prompt].tolist(), *([int(token)] for token in tokens[prompt:])]
     scores = np.concatenate([block for part in parts for block in engine.score(sequence, part)])
     assert any(row >= prompt for row in rows) and close(scores[rows], wanted, TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama-9q3kv", "qwen35-untied"])
+def test_a_prompt_takes_several_chunks_a_step(name, gpu, monkeypatch):
+    """In long steps as in short ones, and prefixes are kept inside them."""
+    opened, _ = open_golden(name)
+    prompt, states = [int(token) for token in np.arange(150) * 7 % opened.config.vocab_size], []
+    for chunks in (1, 4):
+        monkeypatch.setattr(gpu, "prompt_chunks", chunks)
+        lm = LanguageModel(opened, gpu, kv="f32", context=256, draft=None)
+        engine = lm.engine
+        engine.chunk = 16
+        sequence = engine.begin(prompt, 200, [70, 101])
+        engine.append(sequence, prompt)
+        assert (engine._long is not None) == (chunks == 4)
+        states.append(np.concatenate(list(engine.score(sequence, prompt[:3]))))
+        engine.finish(sequence)
+        assert engine.begin(prompt, 200).reused >= 101
+    assert close(*states, 1e-5)
+
+
+def test_texts_that_come_while_others_are_run(gpu, monkeypatch, tmp_path):
+    """Steps that begin before the last one is read, and texts that wait for the next piece: each its own vector."""
+    opened = open_model(write_encoder(tmp_path / "encoder"), family)
+    texts = [" ".join(f"w{(seed * place) % 60}" for place in range(seed % 11 + 1)) for seed in range(70)]
+    wanted = Encoder(opened, ReferenceBackend()).encode(texts)
+    for tokens, ahead in ((64, 9), (20, 1), (8192, 256)):
+        monkeypatch.setattr(gpu, "encoder_tokens", tokens)
+        monkeypatch.setattr(gpu, "texts_ahead", ahead)
+        encoder = Encoder(opened, gpu)
+        assert close(encoder.encode(texts), wanted, 1e-5)
+        assert close(encoder.encode(texts[3]), wanted[3], 1e-5)
+        with pytest.raises(LatticeError, match="1 of 71 longer"):
+            encoder.encode([*texts, "w1 " * 30], truncate=False)

@@ -54,6 +54,11 @@ class Plan(ABC):
     def run(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> dict[str, np.ndarray]:
         """Run one step and return the outputs by name, as arrays that the caller owns."""
 
+    def begin(self, step: Step) -> Callable[[], dict[str, np.ndarray]]:
+        """Begin a step, and return what gives its outputs, which may wait for them; others may begin before."""
+        found = self.run(step)
+        return lambda: found
+
     def write(self, step: Step | None = None, sampling: Sampling | None = None, **inputs: Any) -> None:
         """Copy a step's inputs into the buffers and set the counts; LatticeError where they do not fit together."""
         raise self._without_buffers()
@@ -92,11 +97,19 @@ def submit_plans(plans: Sequence[Plan], gives: tuple[Plan, str], feed: str | Non
 
 
 class Backend(ABC):
-    """A place where programs run."""
+    """A place where programs run.
+
+    A full step of texts to be embedded has `encoder_tokens`, one of a prompt `prompt_chunks` times an engine's chunk:
+    enough to amortise reading the weights, few enough to stay in a processor's cache.
+    """
 
     name: str
     target: str  # what its results may depend on: a family of instructions, a card
     ahead = False  # whether a step may be submitted before what it begins with was read
+    prompt_chunks = 1
+    encoder_tokens = 512
+    texts_ahead = 4096  # that are tokenised before the first of them is run
+    beside_host = False  # whether the host is free while a step runs
 
     @abstractmethod
     def kernels(self) -> frozenset[str]:

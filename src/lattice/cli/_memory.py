@@ -19,7 +19,7 @@ import numpy as np
 
 from lattice.backends._backend import Backend, Capacity
 from lattice.backends.cpu.measure import MeasuringBackend
-from lattice.embed.encoder import STEP_TOKENS, Encoder
+from lattice.embed.encoder import Encoder
 from lattice.generate.cache import pages_for
 from lattice.generate.engine import CONTEXT
 from lattice.generate.model import LanguageModel
@@ -110,7 +110,7 @@ def _encoder(opened: OpenModel, backend: MeasuringBackend, dtype: str, free: int
         "state": 0,
         "kv": None,
         **plans,
-        "chunk": STEP_TOKENS,
+        "chunk": backend.encoder_tokens,
         "fixed": weights["held"] + plans["activations"] + plans["inputs"],
         "context": {"model": encoder.positions, "default": encoder.max_tokens, "needs": longest, "largest": None}
         | ({} if free is None else {"largest": encoder.max_tokens if longest <= free else 0}),

@@ -6,14 +6,17 @@ last steps are the cheap ones. A sequence's vector does not depend on the step i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lattice.step import Step
 
 NONE = np.empty(0, np.int32)
+T = TypeVar("T")
 
 
 def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -32,6 +35,34 @@ def batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
         used += lengths[index]
     if batch:
         yield batch
+
+
+def full_batches(pieces: Iterable[Sequence[list[int]]], budget: int) -> Iterator[tuple[list[int], list[list[int]]]]:
+    """Yield the batches of sequences that come in pieces: indices among all of them, and the sequences.
+
+    What does not fill a step waits for the next piece.
+    """
+    waiting: list[tuple[int, list[int]]] = []
+    seen = 0
+    for piece in pieces:
+        waiting += enumerate(piece, seen)
+        seen += len(piece)
+        *full, rest = batches([len(tokens) for _, tokens in waiting], budget)
+        for batch in full:
+            yield [waiting[index][0] for index in batch], [waiting[index][1] for index in batch]
+        waiting = [waiting[index] for index in rest]
+    if waiting:
+        yield [index for index, _ in waiting], [tokens for _, tokens in waiting]
+
+
+def ahead(items: Iterator[T]) -> Iterator[T]:
+    """Yield items, each made by a thread while the one before it is used."""
+    none: list[T] = []
+    with ThreadPoolExecutor(1) as thread:
+        coming: Future[Any] = thread.submit(next, items, none)
+        while (item := coming.result()) is not none:
+            coming = thread.submit(next, items, none)
+            yield item
 
 
 class Packer:

@@ -12,7 +12,7 @@ The same text gives the same vector, bit for bit, alone and beside any others.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -21,7 +21,7 @@ import numpy as np
 
 from lattice.backends._backend import Backend, Capacity, Plan
 from lattice.backends.select import load_on
-from lattice.embed.batching import Packer, batches
+from lattice.embed.batching import Packer, ahead, full_batches
 from lattice.embed.known import as_source, complete, recognise
 from lattice.embed.progress import progress
 from lattice.embed.settings import read_settings
@@ -34,8 +34,7 @@ from lattice.tokenizers import Tokenizer
 from lattice.weights.load import OpenModel, open_model
 from lattice.weights.sources import home, resolve
 
-STEP_TOKENS = 512  # tokens of a full step: enough to amortise reading the weights, few enough to stay in cache
-SLICE = 4096  # texts tokenised at a time
+LEAST_TOKENS = 512  # that a plan is made for
 PRODUCTS = {"bf16": "row16", "int8": "row8"}  # how matrices are multiplied: integers, faster and less exact
 
 
@@ -93,7 +92,7 @@ class Encoder:
         rounded = PRODUCTS.get(dtype)  # the weights go to the backend as they are, which rounds them
         cast = opened.weights if rounded else opened.weights.cast(dtype, narrow=_products(program))
         self.weights = backend.load(program, cast, products=rounded)
-        self._plans: dict[str, tuple[Plan, Packer]] = {}
+        self._plans: dict[tuple[str, bool], tuple[Plan, Packer]] = {}
         self._lock = Lock()  # around everything that touches a plan
 
     def __repr__(self) -> str:
@@ -144,28 +143,45 @@ class Encoder:
         self.settings.need_pooling(self._where)
         source, size, prompt = self._need_texts(), self._size(dimensions), self._prompt(prompt_name)
         listed = [texts] if isinstance(texts, str) else _listed(texts)
-        slice_size = SLICE if truncate else max(1, len(listed))  # nothing is run where an error is due
+        # Nothing is run where an error is due.
+        some = self._backend.texts_ahead if truncate else max(1, len(listed))
         vectors = np.empty((len(listed), self.hidden_size), np.float32)
         long: list[int] = []
-        with progress(len(listed), show_progress) as advance:
-            for start in range(0, len(listed), slice_size):
-                sequences, cut = source.tokenize(listed[start : start + slice_size], prompt)
-                long += cut
+
+        def pieces() -> Iterator[list[list[int]]]:
+            for start in range(0, len(listed), some):
+                sequences, cut = source.tokenize(listed[start : start + some], prompt)
+                long.extend(cut)
                 if long and not truncate:
                     raise self._too_long(long, len(listed))
-                self._embed(sequences, vectors[start : start + slice_size], advance)
+                yield sequences
+
+        with progress(len(listed), show_progress) as advance:
+            self._embed(
+                ahead(pieces()) if self._backend.beside_host and len(listed) > some else pieces(), vectors, advance
+            )
         if long:
             warnings.warn(f"{self._too_long(long, len(listed))}; they were cut", LatticeWarning, stacklevel=3)
         vectors = _finish(vectors, size, normalize)
         return vectors[0] if isinstance(texts, str) else vectors
 
-    def _embed(self, sequences: list[list[int]], vectors: np.ndarray, advance: Callable[[int], object]) -> None:
-        """Write the pooled vector of every sequence into its row of `vectors`."""
-        for batch in batches([len(tokens) for tokens in sequences], STEP_TOKENS):
+    def _embed(self, pieces: Iterable[list[list[int]]], vectors: np.ndarray, advance: Callable[[int], object]) -> None:
+        """Write every sequence's pooled vector into its row of `vectors`; a step begins before the last one is read."""
+
+        def take(indices: list[int], outputs: Callable[[], dict[str, np.ndarray]]) -> None:
+            vectors[indices] = outputs()["pooled"]
+            advance(len(indices))
+
+        last = None
+        for indices, sequences in full_batches(pieces, self._backend.encoder_tokens):
             with self._lock:
-                plan, packer = self._plan("pooled", sum(len(sequences[index]) for index in batch))
-                vectors[batch] = plan.run(packer.step([sequences[index] for index in batch]))["pooled"]
-            advance(len(batch))
+                plan, packer = self._plan("pooled", sum(map(len, sequences)))
+                begun = plan.begin(packer.step(sequences))
+            if last is not None:
+                take(*last)
+            last = indices, begun
+        if last is not None:
+            take(*last)
 
     # ---- tokens --------------------------------------------------------------------------------------------
     def hidden(self, tokens: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -185,21 +201,26 @@ class Encoder:
             return plan.run(packer.step([ids]))["hidden"]
 
     # ---- plans ---------------------------------------------------------------------------------------------
-    def prepare(self, tokens: int = STEP_TOKENS) -> None:
-        """Make the plan for steps of so many tokens now, which the first such step would make."""
+    def prepare(self, tokens: int | None = None) -> None:
+        """Make the plan for steps of so many tokens now (None: full ones), which the first such step would make."""
         with self._lock:
-            self._plan("pooled" if self.settings.pooling else "hidden", tokens)
+            self._plan("pooled" if self.settings.pooling else "hidden", tokens or self._backend.encoder_tokens)
 
     def _plan(self, name: str, tokens: int) -> tuple[Plan, Packer]:
-        """Return the plan of one of the two programs for as many tokens: a new and larger one where need be."""
-        made = self._plans.get(name)
+        """Return the plan of one of the two programs for as many tokens, made where need be.
+
+        There is one for few tokens, which has less to copy, and one for more, replaced by a larger one where need be.
+        """
+        key = name, tokens <= LEAST_TOKENS
+        made = self._plans.get(key)
         if made is None or len(made[1].zeros) < tokens:
             pooled = name == "pooled"
             program = trace(self._pooled if pooled else self._hidden)
-            tokens = STEP_TOKENS << max(0, (tokens - 1) // STEP_TOKENS).bit_length()  # the next power of two
+            full = LEAST_TOKENS if key[1] else max(tokens, self._backend.encoder_tokens)
+            tokens = LEAST_TOKENS << ((full - 1) // LEAST_TOKENS).bit_length()  # the next power of two
             capacity = Capacity(tokens=tokens, sequences=tokens if pooled else 1)
             made = self._backend.compile(program, self.weights, capacity), Packer(tokens)
-            self._plans[name] = made
+            self._plans[key] = made
         return made
 
     def _hidden(self, program: Program) -> dict[str, Symbol]:

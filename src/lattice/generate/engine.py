@@ -108,6 +108,7 @@ class Engine:
         logits = {"logits": self._plan.outputs["logits"]}
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
         self._logprobs: Plan | None = None  # made when somebody asks
+        self._long: Plan | None = None  # made when a prompt is that long
         self._scores: Plan | None = None  # made when somebody wants more than one row
         self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
@@ -295,13 +296,19 @@ class Engine:
     # ---- steps ---------------------------------------------------------------------------------------------
     def append(self, sequence: cache.Sequence, tokens: Sequence[int]) -> None:
         """Run `tokens` behind those of a sequence that has pages for them; only its state is computed."""
-        for start in range(0, len(tokens), self.chunk):
-            part = tokens[start : start + self.chunk]
+        for start in range(0, len(tokens), self._most):
+            part = tokens[start : start + self._most]
             with self.lock:
                 self._written = None
-                kept = self._write(self._plan, sequence, part, rows=0)
-                self._run((self._plan,), sequence)
+                plan = self._plan if len(part) <= self.chunk else self._long_plan()
+                kept = self._write(plan, sequence, part, rows=0)
+                self._run((plan,), sequence)
                 self._ran(sequence, part, kept)
+
+    @property
+    def _most(self) -> int:
+        """The most tokens of a prompt in a step; a draft head reads the hidden states of `_plan`, which takes a chunk."""
+        return self.chunk * (1 if self.draft_head else self._backend.prompt_chunks)
 
     def advance(
         self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler, *, more: bool = False
@@ -309,6 +316,8 @@ class Engine:
         """Run `tokens` behind a sequence's and draw the next one; `more`: that one will likely be run next."""
         last = (len(tokens) - 1) // self.chunk * self.chunk
         if last:
+            if self._most > self.chunk:
+                last = len(tokens) - 1  # a step of one token is cheaper there than one that is not full
             self.append(sequence, tokens[:last])
             tokens = tokens[last:]
         with self.lock:
@@ -474,6 +483,12 @@ class Engine:
             self._logprobs = self._backend.compile(trace(self._measure), None, Capacity(), None, bound)
             self._logprobs.counts[:] = self._sample.counts  # one row, always: its inputs are never written
         return self._logprobs
+
+    def _long_plan(self) -> Plan:
+        """Return the plan of steps of several chunks; one plan for all would copy more to the card with every token."""
+        if self._long is None:
+            self._long = self._compile(rows=1, tokens=self._most)
+        return self._long
 
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))

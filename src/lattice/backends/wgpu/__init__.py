@@ -31,6 +31,11 @@ class WgpuBackend(Backend):
 
     name = "gpu"
     ahead = True
+    # Enough tokens for tiles of them by the rows of a small matrix to fill a large card.
+    prompt_chunks = 4
+    encoder_tokens = 8192
+    texts_ahead = 256  # the next ones are tokenised while the card runs these
+    beside_host = True
 
     def __init__(self, device: Device | None = None):
         self.device = device or open_device()

@@ -99,7 +99,7 @@ def read_mapped(device: Any, held: Any, size: int, index: int | None) -> bytes:
     wgpu's own way wakes a thread that waits for all that was submitted. RuntimeError where the card gives no answer.
     """
     if lib is None or index is None:
-        held.map_sync(wgpu.MapMode.READ)
+        held.map_sync(wgpu.MapMode.READ, 0, size)
         found = bytes(held.read_mapped())
         held.unmap()
         return found

@@ -8,7 +8,7 @@ that no dispatch reads and writes one buffer: WebGPU orders and checks whole buf
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import count
@@ -342,7 +342,7 @@ class WgpuPlan(Plan):
         write(self.fields, self.counts, step, sampling, inputs)
 
     def together(self, plans: Sequence[WgpuPlan]) -> None:
-                self.submit(plans)
+        self.submit(plans)
 
     def submit(
         self, plans: Sequence[WgpuPlan], gives: tuple[WgpuPlan, str] | None = None, feed: str | None = None
@@ -421,11 +421,27 @@ class WgpuPlan(Plan):
         self.together([self])
         return {name: self.output(name) for name in self.program.outputs}
 
+    def begin(self, step: Step) -> Callable[[], dict[str, np.ndarray]]:
+        """Submit a step and the copy of its output; return what waits for it. Steps of several outputs are awaited."""
+        self.write(step)
+        (name, *others), whole = self.program.outputs, next(iter(self.outputs.values()))
+        rows = self._rows_of(name)
+        if others or rows == 0 or not isinstance(whole, Buffer):
+            found = self.run(step)
+            return lambda: found
+        at = replace(whole.at, size=rows * (whole.nbytes // len(whole)))
+        with guarded("a step that runs"):
+            unread = self._recorder.run([self], at)
+        return lambda: {name: unread.read().view(whole.dtype).reshape(rows, *whole.shape[1:])}
+
+    def _rows_of(self, name: str) -> int:
+        """Return the rows of an output that the written step has."""
+        lead = self.program.outputs[name].shape[0]
+        return lead if isinstance(lead, int) else int(self.counts[COUNTS[lead]])
+
     def output(self, name: str) -> np.ndarray:
         """Return an output of the last step, read from the card."""
-        symbol, whole = self.program.outputs[name], self.outputs[name]
-        lead = symbol.shape[0]
-        rows = lead if isinstance(lead, int) else int(self.counts[COUNTS[lead]])
+        rows, whole = self._rows_of(name), self.outputs[name]
         if rows == 0 or whole.nbytes == 0:
             return np.zeros((rows, *whole.shape[1:]), whole.dtype)
         return whole[:rows].copy()

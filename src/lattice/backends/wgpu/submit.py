@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lattice.backends.wgpu.device import Device, Range, guarded
+from lattice.backends.wgpu.device import ALIGNMENT, Device, Range, guarded
 from lattice.backends.wgpu.native import Command, packed, read_mapped, replay, staging, submit
 
 if TYPE_CHECKING:
@@ -32,10 +32,9 @@ class Unread:
 
     def read(self) -> np.ndarray:
         """Return the bytes, once the step has run; to be called once."""
-        size = self._at.resource["size"]
         with guarded("a result of the card"):
-            whole = read_mapped(self._device.handle, self._held, size, self._index)
-        self._device.spare.setdefault(size, []).append(self._held)
+            whole = read_mapped(self._device.handle, self._held, self._at.resource["size"], self._index)
+        self._device.spare[self._held.size].append(self._held)
         return np.frombuffer(whole, np.uint8)[: self._at.size]
 
 
@@ -112,11 +111,15 @@ class Recorder:
         rounds.end()
         held = None
         if commands.gives is not None:
-            size = commands.gives.resource["size"]
-            spare = self._device.spare.setdefault(size, [])
-            held = spare.pop() if spare else staging(self._device.handle, size)
-            _copy(encoder, commands.gives, Range(held, 0, size))
+            held = self._staging(commands.gives.resource["size"])
+            _copy(encoder, commands.gives, Range(held, 0, held.size))
         return _Recorded(encoder.finish(), held)
+
+    def _staging(self, size: int) -> Any:
+        """Return a buffer for so many bytes, of a power of two: few sizes serve all."""
+        size = max(ALIGNMENT, 1 << (size - 1).bit_length())
+        spare = self._device.spare.setdefault(size, [])
+        return spare.pop() if spare else staging(self._device.handle, size)
 
 
 def _copy(encoder: Any, what: Range, to: Range) -> None:

@@ -488,14 +488,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let r = right[k * 17u + j];
             let l = left[k * 33u + i];
             let m = left[k * 33u + 16u + i];
-            a0 += l.x * r;
-            a1 += l.y * r;
-            a2 += l.z * r;
-            a3 += l.w * r;
-            b0 += m.x * r;
-            b1 += m.y * r;
-            b2 += m.z * r;
-            b3 += m.w * r;
+            a0 = fma(vec4<f32>(l.x), r, a0);
+            a1 = fma(vec4<f32>(l.y), r, a1);
+            a2 = fma(vec4<f32>(l.z), r, a2);
+            a3 = fma(vec4<f32>(l.w), r, a3);
+            b0 = fma(vec4<f32>(m.x), r, b0);
+            b1 = fma(vec4<f32>(m.y), r, b1);
+            b2 = fma(vec4<f32>(m.z), r, b2);
+            b3 = fma(vec4<f32>(m.w), r, b3);
         }
     }
     workgroupBarrier();
