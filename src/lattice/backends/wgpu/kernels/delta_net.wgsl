@@ -167,8 +167,8 @@ fn look_up(place: u32, thread: u32, c: u32, part: u32) {
     workgroupBarrier();
 }
 
-// Change a column of a state by a token, and return what it then tells a query: what it held, decayed, and the change as
-// far as query and key agree. That takes one round of sums, not one before the change and one behind.
+// Change a column of a state by a token, and return what it then tells a query: what it held, decayed, and the change
+// as far as query and key agree. That takes one round of sums, not one before the change and one behind.
 fn change_column(place: u32, c: u32, part: u32) -> f32 {
     let gate = chunk_gates[place];
     var found = vec2<f32>();
@@ -237,20 +237,14 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
         }
         open_lines(from_slot, slot, key_head, head, thread);
         for (var first = begin; first < end; first += CHUNK) {
-            var open = array<f32, CHUNK>();
-            for (var place = 0u; place < CHUNK; place++) {
-                open[place] = z[min(first + place, end - 1u) * out_columns + head * dv + c];
-            }
             if (thread < CHUNK) {
                 chunk_gates[thread] = gates_of(min(first + thread, end - 1u), head);
             }
             convolve(first, end, key_head, head, reader + 1u == READERS, thread);
             workgroupBarrier();
-            for (var place = 0u; place < CHUNK; place++) {
-                if (first + place >= end) {
-                    break;
-                }
+            for (var place = 0u; place < min(CHUNK, end - first); place++) {
                 let token = first + place;
+                let open = z[token * out_columns + head * dv + c];
                 let kept = bitcast<i32>(inputs[step_saves + token]);
                 look_up(place, thread, c, part);
                 let answer = change_column(place, c, part);
@@ -266,7 +260,7 @@ fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index)
                 }
                 let factor = inverse_norm(answer, thread);
                 if (thread < dv) {
-                    out[token * out_columns + head * dv + c] = answer * factor * weight * silu(open[place]);
+                    out[token * out_columns + head * dv + c] = answer * factor * weight * silu(open);
                 }
             }
         }
