@@ -72,10 +72,10 @@ class Plan(ABC):
         raise self._without_buffers()
 
     def submit(self, plans: Sequence[Any], gives: tuple[Any, str] | None = None, feed: str | None = None) -> Any:
-        """Run plans as `together` does, perhaps without waiting for them; `gives` names a plan among them and an output.
+        """Run plans as `together` does, perhaps without waiting for them; `gives`: a plan among them and its output.
 
         What is returned is to be called once, and gives that output: it waits for this step only. On backends that run
-        ahead, that output of the step before it can be fed to an input of the first plan, by name, before anybody reads it.
+        ahead, `feed` names an input of the first plan, which takes that output of the step before it on the card.
         """
         if feed is not None:
             raise expected("plan", "a backend that runs ahead", type(self).__name__)

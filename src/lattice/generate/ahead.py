@@ -3,7 +3,8 @@
 A card draws a token, and the host learns of it some tenths of a millisecond later: with nothing else to do the card
 would stand still until the next step has come. So the next step is submitted at once, and takes its token on the card
 itself. It saves recurrent state to a spare slot: until its token is known to be what the answer goes on with, nothing
-that anybody reads has changed, and a step that nobody asks for is dropped by forgetting it. What comes later runs later.
+that anybody reads has changed, and a step that nobody asks for is dropped by forgetting it: the card runs in order, so
+whoever owns that slot next writes it later.
 """
 
 from __future__ import annotations

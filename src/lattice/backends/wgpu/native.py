@@ -1,11 +1,11 @@
 """What is asked of wgpu-native itself, past wgpu's Python: a step's commands, and shaders without checks.
 
 wgpu's methods check their arguments and watch for errors around every call, about 3 us each. A step has hundreds of
-dispatches of three calls, all of which were made and checked before, so the native core makes them, straight from
-wgpu-native's functions, which report errors when the pass is finished. Shaders are validated once by the method, and then made anew without what
-wgpu adds to every loop (a counter that ends it, which keeps drivers from unrolling) and to every index (a bound): the
-numbers that address memory are checked when a step is written. A result is awaited by the index of its submission.
-Where the library is not to be had, the methods do the same.
+dispatches of three calls, all of which were made and checked before, so the native core makes them, by the addresses
+of wgpu-native's functions, which report errors when the pass is finished. Shaders are validated once by the method,
+and then made anew without what wgpu adds to every loop (a counter that ends it, which keeps drivers from unrolling)
+and to every index (a bound): the numbers that address memory are checked when a step is written. A result is awaited
+by the index of its submission. Where the library is not to be had, the methods do the same.
 """
 
 from __future__ import annotations

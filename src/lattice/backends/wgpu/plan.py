@@ -349,10 +349,11 @@ class WgpuPlan(Plan):
     ) -> Any:
         with guarded("a step that runs"):
             if gives is None:
-                return self._recorder.run(plans)
+                self._recorder.run(plans)
+                return None
             plan, name = gives
             at = plan.outputs[name].at
-            found = self._recorder.run(plans, at, (at, self._input(feed)) if feed is not None else None)
+            found = self._recorder.ask(plans, at, (at, self._input(feed)) if feed is not None else None)
         dtype, shape = plan.outputs[name].dtype, plan.outputs[name].shape
         return lambda: found.read().view(dtype).reshape(shape)
 
@@ -431,7 +432,7 @@ class WgpuPlan(Plan):
             return lambda: found
         at = replace(whole.at, size=rows * (whole.nbytes // len(whole)))
         with guarded("a step that runs"):
-            unread = self._recorder.run([self], at)
+            unread = self._recorder.ask([self], at)
         return lambda: {name: unread.read().view(whole.dtype).reshape(rows, *whole.shape[1:])}
 
     def _rows_of(self, name: str) -> int:

@@ -61,13 +61,19 @@ class Recorder:
         self._last: tuple | None = None
         self._ready: tuple[tuple, Future[_Recorded]] | None = None
 
-    def run(
-        self, plans: Sequence[WgpuPlan], gives: Range | None = None, feed: tuple[Range, Range] | None = None
-    ) -> Unread | None:
-        """Submit a step of each plan, one after another; return what they give behind it.
+    def run(self, plans: Sequence[WgpuPlan]) -> None:
+        """Submit a step of each plan, one after another."""
+        self._submit(plans, None, None)
+
+    def ask(self, plans: Sequence[WgpuPlan], gives: Range, feed: tuple[Range, Range] | None = None) -> Unread:
+        """Submit steps likewise, and return what they leave in a range.
 
         `feed`: what is copied on the card before, and where to.
         """
+        held, index = self._submit(plans, gives, feed)
+        return Unread(self._device, held, index, gives)
+
+    def _submit(self, plans: Sequence[WgpuPlan], gives: Range | None, feed: tuple[Range, Range] | None) -> Any:
         for plan in plans:
             plan.upload()
         key = (gives, feed, *((plan.number, *plan.counts.tolist()) for plan in plans))
@@ -81,7 +87,7 @@ class Recorder:
         if key == self._last:
             self._ready = key, _RECORDING.submit(self._record, commands)
         self._last = key
-        return None if gives is None else Unread(self._device, recorded.held, index, gives)
+        return recorded.held, index
 
     def _commands(self, key: tuple, plans: Sequence[WgpuPlan]) -> _Commands:
         if key not in self._listed:
