@@ -2,8 +2,9 @@
 
     python -m benches gpu --dtype q8_0 q4_0 --depths 0 16384 --prompt 2048
 
-Medians of `--rounds`; the device line says which card, through what. `--profile` adds where the card's own time goes,
-by op, from its timestamps. `--software` runs on the software adapter, to see that it works. Not a test.
+Medians of `--rounds`; the device line says which card, through what. The host's share of a token is what a token takes
+beyond a step that nobody waits for. `--profile` adds where the card's own time goes, by op, from its timestamps.
+`--software` runs on the software adapter, to see that it works. Not a test.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 
 from benches.random_model import SIZES, VOCAB, metadata, tensors
 from benches.report import emit, say
+from lattice.backends._backend import run_plans
 from lattice.backends.wgpu import WgpuBackend, open_device
 from lattice.generate.model import LanguageModel
 from lattice.models import family
@@ -32,17 +34,37 @@ def prompt(tokens: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, VOCAB - 1, tokens).tolist()
 
 
-def decode(lm: Any, depth: int, tokens: int, rounds: int) -> float:
+def decode(lm: Any, depth: int, tokens: int, rounds: int, **sampling: float) -> float:
     """Return the median of tokens a second behind `depth` tokens."""
+    sampling = sampling or {"temperature": 0.0}
     speeds = []
     for seed in range(rounds + 1):
         lm.engine.forget()
-        stream = lm.stream(prompt(max(1, depth), seed), max_tokens=tokens + 1, temperature=0, ignore_eos=True)
+        stream = lm.stream(prompt(max(1, depth), seed), max_tokens=tokens + 1, ignore_eos=True, **sampling)
         next(stream)
         started = perf_counter()
         made = sum(1 for _ in stream)
         speeds.append(made / (perf_counter() - started))
     return statistics.median(speeds[1:])
+
+
+def unread(lm: Any, depth: int, tokens: int, rounds: int) -> float:
+    """Return the median of seconds a step takes where the next one is submitted without a look at its token.
+
+    What a token takes beyond that is the host's: reading, and what of writing and recording the card does not hide.
+    """
+    lm.engine.forget()
+    with lm.stream(prompt(max(1, depth), 98), max_tokens=8, temperature=0, ignore_eos=True) as stream:
+        for _ in range(3):  # behind the third the plans hold a step of one token
+            next(stream)
+        plans, seconds = [lm.engine._plan, lm.engine._sample], []
+        for _ in range(rounds + 1):
+            started = perf_counter()
+            for _ in range(tokens):
+                run_plans(plans)
+            plans[-1].output("tokens")
+            seconds.append((perf_counter() - started) / tokens)
+    return statistics.median(seconds[1:])
 
 
 def prefill(lm: Any, tokens: int, rounds: int) -> float:
@@ -106,8 +128,14 @@ def main() -> None:
             lm = LanguageModel(open_model(path, family), WgpuBackend(device), context=context, draft=None)
         for depth in options.depths:
             speed = decode(lm, depth, options.tokens, options.rounds)
-            emit(kind="decode", dtype=dtype, depth=depth, tokens_per_second=speed)
-            say(f"{dtype:6} decode at depth {depth:6}  {speed:9.1f} tokens/s")
+            share = 1 - unread(lm, depth, options.tokens, options.rounds) * speed
+            emit(kind="decode", dtype=dtype, depth=depth, tokens_per_second=speed, host_share=share)
+            say(
+                f"{dtype:6} decode at depth {depth:6}  {speed:9.1f} tokens/s, of a token the host's {100 * share:.1f} %"
+            )
+        speed = decode(lm, 0, options.tokens, options.rounds, temperature=0.8, top_p=0.95)
+        emit(kind="draws", dtype=dtype, tokens_per_second=speed)
+        say(f"{dtype:6} temperature 0.8, top-p 0.95 {speed:9.1f} tokens/s")
         speed = prefill(lm, options.prompt, options.rounds)
         emit(kind="prefill", dtype=dtype, tokens=options.prompt, tokens_per_second=speed)
         say(f"{dtype:6} prefill {options.prompt:6}         {speed:9.1f} tokens/s")
