@@ -272,6 +272,13 @@ def test_attention_shares_many_pages(dtype, gpu):
         assert same(got, eager(op, sample)[0], op.name), (heads, window, starts)
 
 
+def test_scratch_memory_is_what_a_kernel_asks_for():
+    shares = {"q_columns": 4096, "k_pages_part": 130, "k_pages_dim": 128}
+    assert sum(size.at([]) for size in shader.source("paged_attention").scratch(shares)) == 32 * 128 * 130
+    experts = {"x_count": 0, "ids_columns": 8, "down_2": 768, "x_columns": 2048}
+    assert sum(size.at([5]) for size in shader.source("mixture").scratch(experts)) == 5 * 8 * (768 + 2048 + 4)
+
+
 def test_without_features_results_are_the_same(gpu):
     plain = WgpuBackend(open_device(software=not ON_A_CARD, without=frozenset(device.FEATURES)))
     assert not plain.device.features

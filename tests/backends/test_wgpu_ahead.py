@@ -178,3 +178,10 @@ def test_a_step_is_recorded_while_the_one_before_it_runs(lm):
     next(stream)
     assert recorder._ready[0] == key
     assert recorder._ready[1] is not recorded  # every one is submitted once
+
+
+def test_a_long_step_takes_no_more_tokens_than_a_sequence_has(backend, tmp_path):
+    engine = loaded(backend, copy_model(tmp_path), context=600).engine
+    sequence = engine.begin(draw_tokens(560), 600)
+    engine.append(sequence, draw_tokens(560))
+    assert (engine._long.capacity.tokens, len(sequence)) == (600, 560)

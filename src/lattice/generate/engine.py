@@ -308,7 +308,7 @@ class Engine:
     @property
     def _most(self) -> int:
         """The most tokens of a prompt in a step; a draft head reads the hidden states of `_plan`, a chunk's."""
-        return self.chunk * (1 if self.draft_head else self._backend.prompt_chunks)
+        return min(self.context, self.chunk * (1 if self.draft_head else self._backend.prompt_chunks))
 
     def advance(
         self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler, *, more: bool = False

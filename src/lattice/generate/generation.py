@@ -2,8 +2,9 @@
 the limit.
 
 The engine is asked for one step at a time, when the consumer wants the next chunk; a step that verified drafts
-gives several tokens, handed on one by one. Between chunks the answer holds pages and slots and nothing else. When it
-ends or is closed they become a prefix that later prompts may share; they go back when nobody refers to it any more.
+gives several tokens, handed on one by one. Between chunks the answer holds pages and slots, on a card also the
+next step, under way already (ahead.py), and nothing else. When it ends or is closed they become a prefix that later
+prompts may share; they go back when nobody refers to it any more.
 """
 
 from __future__ import annotations

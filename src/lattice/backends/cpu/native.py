@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_double, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ SIGNATURES = {
     "lattice_plan_run": (c_int32, (POINTER(c_void_p), POINTER(c_int32), c_int32)),
     "lattice_plan_profile": (c_int32, (c_void_p, POINTER(c_int32), POINTER(c_double))),
     "lattice_replay": (None, (c_void_p, c_void_p, c_void_p, c_int32)),
+    "lattice_read_mapped": (c_int32, (c_void_p, c_void_p, c_void_p, c_uint64, c_uint64, c_void_p)),
     "lattice_read_bandwidth": (c_double, (c_void_p, c_int64)),
     "lattice_integer_peak": (c_double, (c_void_p,)),
 }

@@ -23,12 +23,6 @@ try:
     from wgpu.backends.wgpu_native import ffi, lib
 except ImportError:  # another version of wgpu
     ffi = lib = None
-else:
-
-    @ffi.callback("void(WGPUMapAsyncStatus, WGPUStringView, void *, void *)")
-    def _told(status: int, _message: Any, answer: Any, _: Any) -> None:
-        ffi.cast("int *", answer)[0] = status
-
 
 PACKED = np.dtype([*((name, np.uint64) for name in ("pipeline", "group")), *((one, np.uint32) for one in "xyz_")])
 
@@ -68,8 +62,19 @@ def replay(rounds: Any, commands: Sequence[Command], rows: np.ndarray | None = N
 def _functions() -> np.ndarray:
     """Return the addresses of what records a pass, in the core's order."""
     names = ("SetPipeline", "SetBindGroup", "DispatchWorkgroups")
-    functions = (getattr(lib, f"wgpuComputePassEncoder{name}") for name in names)
-    return np.array([int(ffi.cast("uintptr_t", function)) for function in functions], np.uint64)
+    return _addresses(*(f"wgpuComputePassEncoder{name}" for name in names))
+
+
+@cache
+def _read_functions() -> np.ndarray:
+    """Return the addresses of what reads a buffer, and wgpu-native's numbers, in the core's order."""
+    numbers = (lib.WGPUCallbackMode_AllowProcessEvents, lib.WGPUMapMode_Read, lib.WGPUMapAsyncStatus_Success)
+    names = ("wgpuBufferMapAsync", "wgpuDevicePoll", "wgpuBufferGetConstMappedRange", "wgpuBufferUnmap")
+    return np.concatenate([_addresses(*names), np.array(numbers, np.uint64)])
+
+
+def _addresses(*names: str) -> np.ndarray:
+    return np.array([int(ffi.cast("uintptr_t", getattr(lib, name))) for name in names], np.uint64)
 
 
 def by_methods(rounds: Any, commands: Sequence[Command]) -> None:
@@ -93,25 +98,23 @@ def staging(device: Any, size: int) -> Any:
     return device.create_buffer(size=size, usage=wgpu.BufferUsage.COPY_DST | wgpu.BufferUsage.MAP_READ)
 
 
-def read_mapped(device: Any, held: Any, size: int, index: int | None) -> bytes:
-    """Return what a submission, by its index, copied to a staging buffer; later submissions are not awaited.
+def read_mapped(device: Any, held: Any, size: int, index: int | None) -> np.ndarray:
+    """Return the bytes that a submission, by its index, copied to a staging buffer; later ones are not awaited.
 
-    wgpu's own way wakes a thread that waits for all that was submitted. RuntimeError where the card gives no answer.
+    wgpu's own way wakes a thread that waits for all that was submitted. The native core's has no Python in between,
+    where an interrupt could be lost or another thread that polls the device be waited for. RuntimeError where the card
+    gives no answer.
     """
     if lib is None or index is None:
         held.map_sync(wgpu.MapMode.READ, 0, size)
-        found = bytes(held.read_mapped())
+        found = np.frombuffer(bytes(held.read_mapped()), np.uint8)
         held.unmap()
         return found
-    answer = ffi.new("int *")
-    wanted = {"mode": lib.WGPUCallbackMode_AllowProcessEvents, "callback": _told, "userdata1": answer}
-    lib.wgpuBufferMapAsync(held._internal, lib.WGPUMapMode_Read, 0, size, wanted)
-    if not answer[0]:
-        lib.wgpuDevicePoll(device._internal, True, ffi.new("uint64_t *", index))
-    if answer[0] != lib.WGPUMapAsyncStatus_Success:
+    found = np.empty(size, np.uint8)
+    handles = (int(ffi.cast("uintptr_t", one._internal)) for one in (device, held))
+    functions, to = _read_functions().ctypes.data, found.ctypes.data
+    if not library("scalar").lattice_read_mapped(functions, *handles, size, index, to):
         raise RuntimeError("the device was lost: a buffer of it cannot be read any more")
-    found = bytes(ffi.buffer(lib.wgpuBufferGetConstMappedRange(held._internal, 0, size), size))
-    lib.wgpuBufferUnmap(held._internal)
     return found
 
 

@@ -270,10 +270,10 @@ class WgpuPlan(Plan):
     def _scratch(self, kernel: Source, constants: Mapping[str, Any]) -> Range:
         words = self.words.copy()
         words[:3] = [self.capacity.size(name) for name in COUNTS]
-        size = kernel.scratch(constants)
-        if size is None:
+        sizes = kernel.scratch(constants)
+        if not sizes:
             raise expected(kernel.name, "a line of how much scratch memory it needs", "none")
-        nbytes = 4 * size.at(words)
+        nbytes = 4 * sum(size.at(words) for size in sizes)
         if nbytes not in self._scratches:  # one node after another uses it
             self._scratches[nbytes] = self.device.buffer(nbytes)
         return Range(self._scratches[nbytes], 0, nbytes)

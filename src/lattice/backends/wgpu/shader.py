@@ -18,8 +18,8 @@ those that the file mentions, nothing else:
 A line `// workgroups: x, y` says how many workgroups run, in those names and numbers; `ceil(a * b / c / d)` rounds up.
 Beside `main` a file may have an entry `few` for at most FEW rows of the input whose `_count` stands in the line, with a
 line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`.
-`// scratch: a * b + a * c` (terms of one `_count`) asks for so many words, at capacity, bound as `scratch`; nobody
-finds there what it left in a step.
+`// scratch: a * b + ceil(c / d)` asks for so many words, at capacity, bound as `scratch`; nobody finds there what it
+left in a step.
 """
 
 from __future__ import annotations
@@ -82,13 +82,10 @@ class Source:
     bindings: tuple[Binding, ...]
     grids: Mapping[str, str]  # by entry
 
-    def scratch(self, constants: Mapping[str, Any]) -> Size | None:
-        """Return the words of scratch memory that the kernel asks for."""
+    def scratch(self, constants: Mapping[str, Any]) -> tuple[Size, ...]:
+        """Return the words of scratch memory that the kernel asks for, which are added up; none where it has none."""
         found = _SCRATCH.search(self.text)
-        if found is None:
-            return None
-        sizes = [_size(self.name, term.strip(), constants) for term in found[1].split("+")]
-        return Size(sizes[0].count, sum(size.times for size in sizes), 1)
+        return tuple(_size(self.name, term.strip(), constants) for term in found[1].split("+")) if found else ()
 
     def mentions(self, name: str) -> bool:
         """Return whether the file uses a name."""

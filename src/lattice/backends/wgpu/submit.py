@@ -124,8 +124,10 @@ class Recorder:
     def _staging(self, size: int) -> Any:
         """Return a buffer for so many bytes, of a power of two: few sizes serve all."""
         size = max(ALIGNMENT, 1 << (size - 1).bit_length())
-        spare = self._device.spare.setdefault(size, [])
-        return spare.pop() if spare else staging(self._device.handle, size)
+        try:
+            return self._device.spare.setdefault(size, []).pop()
+        except IndexError:  # asked for, not looked at before: several threads take from one list
+            return staging(self._device.handle, size)
 
 
 def _copy(encoder: Any, what: Range, to: Range) -> None:

@@ -71,6 +71,33 @@ struct Command {
   uint32_t x, y, z, reserved;
 };
 
+// What a buffer of a card is read with: wgpu-native's functions, and its numbers for "when events are processed",
+// "to read" and "it is mapped".
+struct Text {
+  const char* data;
+  size_t length;
+};
+
+struct MapCallback {
+  void* next;
+  uint32_t mode;
+  void (*told)(uint32_t status, Text message, void* answer, void* unused);
+  void* answer;
+  void* unused;
+};
+
+struct Future {
+  uint64_t id;
+};
+
+struct ReadFunctions {
+  Future (*map)(void* buffer, uint64_t mode, size_t offset, size_t size, MapCallback callback);
+  uint32_t (*poll)(void* device, uint32_t wait, const uint64_t* submission);
+  const void* (*mapped)(void* buffer, size_t offset, size_t size);
+  void (*unmap)(void* buffer);
+  uint64_t process_events, read, success;
+};
+
 }  // namespace lattice
 
 // ---- what Python calls -------------------------------------------------------------------------------------------
@@ -103,6 +130,10 @@ LATTICE_API int32_t lattice_plan_profile(void* plan, const int32_t* counts, doub
 // Records `count` commands into a compute pass.
 LATTICE_API void lattice_replay(void* pass, const lattice::PassFunctions* functions, const lattice::Command* commands,
                                 int32_t count);
+// Copies to `out` what a submission left in a buffer; 1, or 0 where the card gave no answer. Everything in one call: an
+// interrupt of Python's between two of them would leave wgpu-native an answer to write that nobody holds any more.
+LATTICE_API int32_t lattice_read_mapped(const lattice::ReadFunctions* functions, void* device, void* buffer,
+                                        uint64_t size, uint64_t submission, void* out);
 
 LATTICE_API double lattice_read_bandwidth(void* pool, int64_t bytes);  // bytes per second of a plain parallel read
 LATTICE_API double lattice_integer_peak(void* pool);   // products of bytes a second of all threads, nothing fetched or scaled
