@@ -11,13 +11,13 @@ namespace {
 
 using Answer = std::atomic<uint32_t>;
 using Clock = std::chrono::steady_clock;
-constexpr std::chrono::seconds kPatience{5};
+constexpr std::chrono::seconds patience{5};
 
 void told(uint32_t status, lattice::Text, void* answer, void*) { static_cast<Answer*>(answer)->store(status); }
 
 // Waits for an answer that another thread, which polled the device meanwhile, may have taken and be about to give.
 uint32_t given(const Answer& answer) {
-  const Clock::time_point latest = Clock::now() + kPatience;
+  const Clock::time_point latest = Clock::now() + patience;
   while (answer.load() == 0 && Clock::now() < latest) std::this_thread::yield();
   return answer.load();
 }
