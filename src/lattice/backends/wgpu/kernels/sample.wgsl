@@ -280,7 +280,8 @@ fn bin_of(x: f32, scale: Scale) -> u32 {
     if (distance < scale.near) {
         return u32(min(distance * scale.narrow, f32(NEAR - 1u)));
     }
-    return NEAR + min(u32(min((distance - scale.near) * scale.wide, f32(LAST - NEAR))), LAST - NEAR);  // whatever inf - inf is
+    let far = u32(min((distance - scale.near) * scale.wide, f32(LAST - NEAR)));
+    return NEAR + min(far, LAST - NEAR);  // whatever inf - inf is
 }
 
 // The power of two that makes weights of a bin numbers below 2^24, of which their sums are exact.
@@ -290,10 +291,6 @@ fn shift_of(b: u32, scale: Scale) -> i32 {
         distance = scale.near + f32(b - NEAR) / scale.wide;
     }
     return 22 + i32(min(distance / scale.temperature * 1.44269504, 60.0));
-}
-
-fn power(exponent: i32) -> f32 {
-    return bitcast<f32>(u32(exponent + 127) << 23u);
 }
 
 // What is in each bin, or slot of one.
@@ -308,7 +305,7 @@ fn clear(slot: u32) {
 }
 
 fn put(slot: u32, weight: f32, shift: i32) {
-    let whole = u32(min(weight * power(shift) + 0.5, 16777215.0));
+    let whole = u32(min(ldexp(weight, shift) + 0.5, 16777215.0));
     atomicAdd(&counts[slot], 1u);
     atomicAdd(&low[slot], whole & 4095u);
     atomicAdd(&high[slot], whole >> 12u);
@@ -317,7 +314,7 @@ fn put(slot: u32, weight: f32, shift: i32) {
 // The sum of the weights, and the count.
 fn sums_of(slot: u32, shift: i32) -> vec2<f32> {
     let whole = f32(atomicLoad(&high[slot])) * 4096.0 + f32(atomicLoad(&low[slot]));
-    return vec2<f32>(whole * power(-shift), f32(atomicLoad(&counts[slot])));
+    return vec2<f32>(ldexp(whole, -shift), f32(atomicLoad(&counts[slot])));
 }
 
 @compute @workgroup_size(256)
@@ -346,19 +343,19 @@ fn then(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
-    var held = array<vec2<f32>, OWN>();
+    var mine = array<vec2<f32>, OWN>();
     var all = vec2<f32>();
     for (var i = 0u; i < OWN; i++) {
         let b = thread * OWN + i;
-        held[i] = sums_of(b, shift_of(b, scale));
-        all += held[i];
+        mine[i] = sums_of(b, shift_of(b, scale));
+        all += mine[i];
     }
     var begin = u32(sum_before(all, thread).y);
     let table = row * ROW + TABLES + share * 2u * BINS + thread;
     for (var i = 0u; i < OWN; i++) {
-        let count = u32(held[i].y);
+        let count = u32(mine[i].y);
         scratch[table + i * 256u] = begin | (count << 16u);
-        scratch[table + i * 256u + BINS] = bitcast<u32>(held[i].x);
+        scratch[table + i * 256u + BINS] = bitcast<u32>(mine[i].x);
         atomicStore(&counts[thread * OWN + i], begin);
         begin += count;
     }
@@ -440,8 +437,7 @@ fn first_bin(limit: Limit, goal: Goal, thread: u32) -> vec4<u32> {
     for (var i = 0u; i < OWN; i++) {
         let b = thread * OWN + i;
         let after = sums + own[i];
-        let is_first = mine.x == NONE && b <= limit.bin && own[i].y > 0.0;
-        if (is_first && (b == limit.bin || is_enough(after, goal))) {
+        if (mine.x == NONE && own[i].y > 0.0 && (b == limit.bin || (b < limit.bin && is_enough(after, goal)))) {
             mine = found_at(b, sums, after);
         }
         sums = after;
@@ -454,7 +450,6 @@ var<workgroup> filled: atomic<u32>;
 
 fn gather(row: u32, bin: u32, thread: u32) {
     const LANES = max(1u, 256u / SHARES);  // threads of a share
-    workgroupBarrier();
     if (thread == 0u) {
         atomicStore(&filled, 0u);
     }
@@ -472,19 +467,16 @@ fn gather(row: u32, bin: u32, thread: u32) {
 
 // Tokens among which those of a bin are: they alone, or all.
 fn candidate(row: u32, i: u32, count: u32) -> Place {
-    if (count > MOST) {
-        return Place(key_of(edited(row, i)), i);
+    if (count <= MOST) {
+        return held[i];
     }
-    return held[i];
+    return Place(key_of(edited(row, i)), i);
 }
 
-// Keys and ids from .xy to ~.zw.
-fn is_within(token: Place, range: vec4<u32>) -> bool {
-    return token.key >= range.x && token.id >= range.y && token.key <= ~range.z && token.id <= ~range.w;
-}
-
-fn is_before(a: Place, b: Place) -> bool {
-    return a.key < b.key || (a.key == b.key && a.id <= b.id);
+// Whether a token is within keys and ids, from .xy to ~.zw, and not after the last one that is kept.
+fn is_left(token: Place, range: vec4<u32>, last: Place) -> bool {
+    let is_within = token.key >= range.x && token.id >= range.y && token.key <= ~range.z && token.id <= ~range.w;
+    return is_within && (token.key < last.key || (token.key == last.key && token.id <= last.id));
 }
 
 // The first token up to a limit at which a goal is reached.
@@ -492,10 +484,8 @@ fn find(row: u32, scale: Scale, limit: Limit, goal: Goal, thread: u32) -> Limit 
     var found = first_bin(limit, goal, thread);
     let bin = found.x;
     let shift = shift_of(bin, scale);
-    var count = found.w - found.z;
-    if (count > MOST) {
-        count = vocab;
-    } else {
+    let count = select(found.w - found.z, vocab, found.w - found.z > MOST);
+    if (count <= MOST) {
         gather(row, bin, thread);
     }
     var range = vec4<u32>();
@@ -503,8 +493,7 @@ fn find(row: u32, scale: Scale, limit: Limit, goal: Goal, thread: u32) -> Limit 
         var mine = vec4<u32>(NONE);
         for (var i = thread; i < count; i += 256u) {
             let token = candidate(row, i, count);
-            let is_left = is_within(token, range) && is_before(token, limit.last);
-            if (is_left && bin_of(number_of(token.key), scale) == bin) {
+            if (is_left(token, range, limit.last) && bin_of(number_of(token.key), scale) == bin) {
                 mine = min(mine, vec4<u32>(token.key, token.id, ~token.key, ~token.id));
             }
         }
@@ -519,7 +508,7 @@ fn find(row: u32, scale: Scale, limit: Limit, goal: Goal, thread: u32) -> Limit 
         let bits = max(firstLeadingBit(width), 7u) - 7u;  // that do not matter in 256 slots
         for (var i = thread; i < count; i += 256u) {
             let token = candidate(row, i, count);
-            if (is_within(token, range) && is_before(token, limit.last)) {
+            if (is_left(token, range, limit.last)) {
                 let slot = (select(token.id, token.key, by_key) - begin) >> bits;
                 put(slot, weight_of(number_of(token.key), scale), shift);
             }
@@ -539,7 +528,7 @@ fn find(row: u32, scale: Scale, limit: Limit, goal: Goal, thread: u32) -> Limit 
     return Limit(Place(range.x, range.y), bin, bitcast<f32>(found.y) + weight_of(number_of(range.x), scale));
 }
 
-fn drawn(row: u32, ends: Ends, thread: u32) -> u32 {
+fn draw(row: u32, ends: Ends, thread: u32) -> u32 {
     let scale = scale_of(row, ends);
     var limit = add_bins(row, thread);
     if (limit.sum == 0.0) {
@@ -562,7 +551,7 @@ fn then2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_inde
     let ends = ends_of_row(row, thread);
     var chosen = ends.best.id;
     if (number(sampling_temperature, row) > 0.0 && is_finite(ends.best.key)) {
-        chosen = drawn(row, ends, thread);
+        chosen = draw(row, ends, thread);
     }
     if (thread == 0u) {
         out[row] = min(chosen, vocab - 1u);
