@@ -111,7 +111,7 @@ def test_a_prompt_takes_several_chunks_a_step(name, gpu, monkeypatch):
         monkeypatch.setattr(gpu, "prompt_chunks", chunks)
         lm = LanguageModel(opened, gpu, kv="f32", context=256, draft=None)
         engine = lm.engine
-        engine.chunk = 16
+        engine.chunk, engine._most = 16, 16 * chunks
         sequence = engine.begin(prompt, 200, [70, 101])
         engine.append(sequence, prompt)
         assert (engine._long is not None) == (chunks == 4)
@@ -119,6 +119,23 @@ def test_a_prompt_takes_several_chunks_a_step(name, gpu, monkeypatch):
         engine.finish(sequence)
         assert engine.begin(prompt, 200).reused >= 101
     assert close(*states, 1e-5)
+
+
+def test_without_memory_for_long_steps_a_prompt_takes_short_ones(gpu, monkeypatch):
+    opened, _ = open_golden("llama-untied")
+    prompt = [int(token) for token in np.arange(150) * 7 % opened.config.vocab_size]
+    lm = LanguageModel(opened, gpu, kv="f32", context=256, draft=None)
+    wanted = lm.generate(prompt, max_tokens=4, temperature=0).tokens
+    lm = LanguageModel(opened, gpu, kv="f32", context=256, draft=None)
+    engine = lm.engine
+    engine.chunk, engine._most = 16, 64
+
+    def full(**_):
+        raise LatticeError("[gpu] expected 300 MB of the card's memory, got none left")
+
+    monkeypatch.setattr(engine, "_compile", full)
+    assert lm.generate(prompt, max_tokens=4, temperature=0).tokens == wanted
+    assert engine._long is None
 
 
 def test_texts_that_come_while_others_are_run(gpu, monkeypatch, tmp_path):

@@ -108,7 +108,9 @@ class Engine:
         logits = {"logits": self._plan.outputs["logits"]}
         self._sample = backend.compile(trace(self._choose), None, Capacity(), None, logits)
         self._logprobs: Plan | None = None  # made when somebody asks
-        self._long: Plan | None = None  # made when a prompt is that long
+        # The most tokens of a prompt in a step; a draft head reads the hidden states of `_plan`, a chunk's.
+        self._most = min(self.context, self.chunk * (1 if self.draft_head else backend.prompt_chunks))
+        self._long: Plan | None = None  # takes so many, made when a prompt is that long
         self._scores: Plan | None = None  # made when somebody wants more than one row
         self._verifier: Verifier | None = None  # made when somebody drafts
         self._written: Sampler | None = None  # whose one-token step the plans' buffers hold
@@ -296,19 +298,14 @@ class Engine:
     # ---- steps ---------------------------------------------------------------------------------------------
     def append(self, sequence: cache.Sequence, tokens: Sequence[int]) -> None:
         """Run `tokens` behind those of a sequence that has pages for them; only its state is computed."""
-        for start in range(0, len(tokens), self._most):
-            part = tokens[start : start + self._most]
+        plan, most = self._prompt_plan(len(tokens))
+        for start in range(0, len(tokens), most):
+            part = tokens[start : start + most]
             with self.lock:
                 self._written = None
-                plan = self._plan if len(part) <= self.chunk else self._long_plan()
                 kept = self._write(plan, sequence, part, rows=0)
                 self._run((plan,), sequence)
                 self._ran(sequence, part, kept)
-
-    @property
-    def _most(self) -> int:
-        """The most tokens of a prompt in a step; a draft head reads the hidden states of `_plan`, a chunk's."""
-        return min(self.context, self.chunk * (1 if self.draft_head else self._backend.prompt_chunks))
 
     def advance(
         self, sequence: cache.Sequence, tokens: Sequence[int], sampler: Sampler, *, more: bool = False
@@ -484,11 +481,20 @@ class Engine:
             self._logprobs.counts[:] = self._sample.counts  # one row, always: its inputs are never written
         return self._logprobs
 
-    def _long_plan(self) -> Plan:
-        """Return the plan of steps of several chunks; one plan for all would copy more to the card with every token."""
-        if self._long is None:
-            self._long = self._compile(rows=1, tokens=self._most)
-        return self._long
+    def _prompt_plan(self, tokens: int) -> tuple[Plan, int]:
+        """Return the plan for so many tokens of a prompt, and the most that it takes in a step.
+
+        A plan of its own has steps of several chunks: one for all would copy more to the card with every token.
+        """
+        if tokens <= self.chunk or self._most == self.chunk:
+            return self._plan, self.chunk
+        with self.lock:
+            if self._long is None:
+                try:
+                    self._long = self._compile(rows=1, tokens=self._most)
+                except LatticeError:  # the card's memory has no room for it
+                    self._most = self.chunk
+            return self._long or self._plan, self._most
 
     def _scored_rows(self) -> int:
         return min(self.chunk, max(16, min(256, SCORED_BYTES // (4 * self.vocab))))

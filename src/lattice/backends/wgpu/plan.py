@@ -205,10 +205,9 @@ class WgpuPlan(Plan):
                 constants |= {f"{one.name}_{dtype}": False for one in kernel.bindings for dtype in BY_NAME}
                 constants |= dict(self._known(node, named, parts))
                 bound = {one: self._bound(kernel, one, named, parts, constants) for one in kernel.bindings}
-                group = self.device.handle.create_bind_group(
-                    layout=self.pipelines.layout(kernel),
-                    entries=[{"binding": one.number, "resource": at.resource} for one, at in bound.items()],
-                )
+                entries = [{"binding": one.number, "resource": at.resource} for one, at in bound.items()]
+                with guarded(f"what {node.op.name} reads and writes within the card's limits"):
+                    group = self.device.handle.create_bind_group(layout=self.pipelines.layout(kernel), entries=entries)
                 made = {
                     entry: Stage(self.pipelines.get(kernel, entry, constants), kernel.grid(entry, constants))
                     for entry in kernel.grids
