@@ -58,7 +58,7 @@ def say(models, monkeypatch):
         script = iter([*lm.tokenizer.encode(text, add_special=False), 2, 2, 2])
         engine, ran = lm.engine, []
 
-        def advance(sequence, tokens, sampler):
+        def advance(sequence, tokens, sampler, *, more=False):
             ran.extend(tokens)
             return type(lm.engine).advance(engine, sequence, tokens, sampler)._replace(token=next(script))
 

@@ -2,8 +2,9 @@
 
 device.py    the card: adapter, features, buffers, errors         plan.py    a program as dispatches, and a step
 shader.py    kernels/<op>.wgsl, its prelude, pipelines            weights.py weights as planes of words
-products.py  weights that share an input as one matrix            native.py  what is asked of wgpu-native itself
-worth.py     the time of a step, to tell whether a card pays      listing.py the dispatches of a step, without a card
+submit.py    steps recorded ahead, and what they give             native.py  what is asked of wgpu-native itself
+products.py  weights that share an input as one matrix            listing.py the dispatches of a step, without a card
+worth.py     the time of a step, to tell whether a card pays
 """
 
 from __future__ import annotations

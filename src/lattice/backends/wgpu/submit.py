@@ -35,7 +35,7 @@ class Unread:
         with guarded("a result of the card"):
             whole = read_mapped(self._device.handle, self._held, self._at.resource["size"], self._index)
         self._device.spare[self._held.size].append(self._held)
-        return np.frombuffer(whole, np.uint8)[: self._at.size]
+        return whole[: self._at.size]
 
 
 class _Commands(NamedTuple):
