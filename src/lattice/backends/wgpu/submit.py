@@ -1,12 +1,14 @@
 """Steps on their way: recorded before they are needed, and read by the index of their own submission.
 
 To record a step's commands takes the host about as long as the card takes to run them, and they are the same for every
-step of the same counts: a thread records those of the next step while the card works on this one. What a step gives is
-copied to memory that the host can map, so that a further step may be under way when it is read.
+step of the same counts: two threads record those of the next two steps while the card works on this one, so that a step
+may take the host twice as long to record as the card to run. What a step gives is copied to memory that the host can
+map, so that a further step may be under way when it is read.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
 BATCH = 48  # commands that are submitted together where none were recorded: the card begins while the host goes on
 LISTS = 64  # of commands that a plan keeps
-_RECORDING = ThreadPoolExecutor(1, "lattice-record")
+AHEAD = 2  # steps that are recorded, or being recorded, at once
+_RECORDING = ThreadPoolExecutor(AHEAD, "lattice-record")
 
 
 class Unread:
@@ -59,7 +62,7 @@ class Recorder:
         self._device = device
         self._listed: dict[tuple, _Commands] = {}
         self._last: tuple | None = None
-        self._ready: tuple[tuple, Future[_Recorded]] | None = None
+        self._ready: deque[Future[_Recorded]] = deque()  # of the last key
 
     def run(self, plans: Sequence[WgpuPlan]) -> None:
         """Submit a step of each plan, one after another."""
@@ -78,15 +81,13 @@ class Recorder:
             plan.upload()
         key = (gives, feed, *((plan.number, *plan.counts.tolist()) for plan in plans))
         commands = self._commands(key, plans)
-        ready, self._ready = self._ready, None
-        if ready is not None and ready[0] == key:
-            recorded = ready[1].result()
-        else:
-            recorded = self._begin(commands)
+        again, self._last = key == self._last, key
+        if not again:
+            self._ready.clear()
+        recorded = self._ready.popleft().result() if self._ready else self._begin(commands)
         index = submit(self._device.queue, [recorded.buffer])
-        if key == self._last:
-            self._ready = key, _RECORDING.submit(self._record, commands)
-        self._last = key
+        while again and len(self._ready) < AHEAD:
+            self._ready.append(_RECORDING.submit(self._record, commands))
         return recorded.held, index
 
     def _commands(self, key: tuple, plans: Sequence[WgpuPlan]) -> _Commands:
