@@ -72,10 +72,22 @@ def test_agrees_with_the_reference(name, gpu):
             assert same(one, value, name), sample.attributes
 
 
+@pytest.mark.parametrize("name", ["linear", "project"])
+def test_tiles_agree_with_the_reference(name, gpu, monkeypatch):
+    """Of samples too small for tiles to be the quicker entry, those of more rows than any step of decoding."""
+    monkeypatch.setattr(shader, "MOST_FEW", shader.FEW)
+    many = [sample for sample in samples(REGISTRY[name]) if len(sample.args[0].value) > shader.FEW]
+    assert many
+    for sample in many[:: FEW.get(name, 1)]:
+        outputs, _ = run(gpu, case(REGISTRY[name], sample))
+        for got, wanted in zip(outputs, eager(REGISTRY[name], sample), strict=True):
+            assert same(got, wanted, name), sample.attributes
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats_are_read_as_they_are_stored(name, gpu):
     dtype, random = BY_NAME[name], np.random.default_rng(5)
-    for rows, n, k in ((1, 33, 64), (5, 70, 160), (40, 130, 96)):
+    for rows, n, k in ((1, 33, 64), (5, 70, 160), (40, 130, 96), (140, 130, 96)):
         k = fitting(dtype, k)
         plain = random.normal(size=(n, k)).astype(np.float32)
         weight = random_blocks(dtype, n, k // dtype.block) if dtype.block > 1 else encode(plain, dtype)

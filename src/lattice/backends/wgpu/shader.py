@@ -17,7 +17,8 @@ those that the file mentions, nothing else:
 
 A line `// workgroups: x, y` says how many workgroups run, in those names and numbers; `ceil(a * b / c / d)` rounds up.
 Beside `main` a file may have an entry `few` for at most FEW rows of the input whose `_count` stands in the line, with a
-line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`.
+line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`. A
+line `// few: x` says that `few` is the quicker one up to x rows, if that is more than FEW; beyond MOST_FEW it never is.
 `// scratch: a * b + ceil(c / d)` asks for so many words, at capacity, bound as `scratch`; nobody finds there what it
 left in a step.
 """
@@ -36,6 +37,7 @@ from lattice.backends.wgpu.native import unchecked
 from lattice.errors import expected
 
 FEW = 16  # rows
+MOST_FEW = 128
 MANY_STAGES = ("main", "then", "then2")  # entries that run one after another
 FEW_STAGES = ("few", "merge")
 SHARED = {
@@ -46,6 +48,7 @@ SHARED = {
 }  # ops that have another's kernel
 _BINDING = re.compile(r"@group\(0\) @binding\((\d+)\) var<storage, (read|read_write)> (\w+)")
 _GRID = re.compile(r"^// workgroups(?: (\w+))?: (.+)$", re.M)
+_FEW = re.compile(r"^// few: (.+)$", re.M)
 _SCRATCH = re.compile(r"^// scratch: (.+)$", re.M)
 _TERM = re.compile(r"(?:ceil\()?([\w* ]+?)(?: / (\w+)(?: / (\w+))?\))?$")
 
@@ -98,6 +101,12 @@ class Source:
     def grid(self, entry: str, constants: Mapping[str, Any]) -> tuple[Size, ...]:
         """Return the workgroups in x, y and z."""
         return tuple(_size(self.name, term.strip(), constants) for term in self.grids[entry].split(","))
+
+    def few(self, constants: Mapping[str, Any]) -> int:
+        """Return up to how many rows the entry `few` runs."""
+        found = _FEW.search(self.text)
+        rows = _size(self.name, found[1], constants).at(()) if found else 0
+        return max(FEW, min(MOST_FEW, rows))
 
 
 def _size(where: str, term: str, constants: Mapping[str, Any]) -> Size:

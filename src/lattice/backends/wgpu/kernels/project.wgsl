@@ -4,10 +4,13 @@
 // `few`: x, normalised, is brought into workgroup memory once for eight teams of 32 threads; a team takes one row, two (a
 // gated pair) or four (of a matrix of many), a thread a block of each at a time.
 // `main`: tiles of 128 tokens by 64 rows, 16 columns at a time, through workgroup memory; a thread makes 8 by 4 results.
+// Tiles of a small matrix are too few for a card: 6 of 384 rows, however few the tokens. `few` then reads it again for
+// every token, from the card's cache.
 // The root mean square of a row multiplies its results: it is known when they are, and x is read once.
 
 // workgroups few: ceil(weight_some / 8 / weight_each), 1, x_count
 // workgroups: ceil(x_count / 128), ceil(weight_some / 64)
+// few: ceil(80000 / weight_some)
 
 @group(0) @binding(0) var<storage, read> inputs: array<u32>;
 @group(0) @binding(1) var<storage, read> x: array<vec4<f32>>;
