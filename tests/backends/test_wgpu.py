@@ -73,9 +73,10 @@ def test_agrees_with_the_reference(name, gpu):
 
 
 @pytest.mark.parametrize("name", ["linear", "project"])
-def test_tiles_agree_with_the_reference(name, gpu, monkeypatch):
-    """Of samples too small for tiles to be the quicker entry, those of more rows than any step of decoding."""
-    monkeypatch.setattr(shader, "MOST_FEW", shader.FEW)
+@pytest.mark.parametrize("wide", [False, True])
+def test_both_entries_agree_with_the_reference(name, wide, gpu, monkeypatch):
+    """Of rows between decoding and prompts, which a wide card takes by themselves, and others in tiles."""
+    monkeypatch.setattr(gpu.device, "wide", wide)
     many = [sample for sample in samples(REGISTRY[name]) if len(sample.args[0].value) > shader.FEW]
     assert many
     for sample in many[:: FEW.get(name, 1)]:

@@ -17,6 +17,7 @@ from lattice.generate.model import LanguageModel
 def test_what_is_listed_is_what_runs(name, monkeypatch):
     gpu = WgpuBackend(open_device(software="LATTICE_TEST_CARD" not in os.environ))
     real, listed = [], listing.ListingBackend()
+    monkeypatch.setattr(gpu.device, "wide", listed.device.wide)
     compiled = gpu.compile
     monkeypatch.setattr(gpu, "compile", lambda *arguments: real.append(compiled(*arguments)) or real[-1])
     for backend in (gpu, listed):

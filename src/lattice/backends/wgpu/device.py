@@ -51,6 +51,7 @@ class Device:
         self.info = adapter.info
         self.features = features
         self.software = self.info["adapter_type"] == "CPU"
+        self.wide = self.info["adapter_type"] == "DiscreteGPU"  # a few workgroups leave most of it idle
         limits = {name: adapter.limits[name] for name in LIMITS}
         with guarded("a device of this adapter"):
             self.handle = adapter.request_device_sync(required_features=sorted(features), required_limits=limits)

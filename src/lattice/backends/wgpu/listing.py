@@ -47,7 +47,7 @@ class NoDevice(Device):
     """A card with everything, whose memory is not there."""
 
     def __init__(self) -> None:
-        self.info, self.software = {"device": "none"}, False
+        self.info, self.software, self.wide = {"device": "none"}, False, True
         self.features, self.largest = frozenset(FEATURES), LARGEST
         self.handle = self.queue = Nothing()
 

@@ -17,8 +17,9 @@ those that the file mentions, nothing else:
 
 A line `// workgroups: x, y` says how many workgroups run, in those names and numbers; `ceil(a * b / c / d)` rounds up.
 Beside `main` a file may have an entry `few` for at most FEW rows of the input whose `_count` stands in the line, with a
-line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`. A
-line `// few: x` says that `few` is the quicker one up to x rows, if that is more than FEW; beyond MOST_FEW it never is.
+line of its own, `// workgroups few: ...`, and one `merge` that runs behind it; behind `main` run `then` and `then2`.
+A line `// few: x` says that on a wide card `few` is quicker up to x rows, if that is more than FEW, but never beyond
+MOST_FEW.
 `// scratch: a * b + ceil(c / d)` asks for so many words, at capacity, bound as `scratch`; nobody finds there what it
 left in a step.
 """
@@ -103,7 +104,7 @@ class Source:
         return tuple(_size(self.name, term.strip(), constants) for term in self.grids[entry].split(","))
 
     def few(self, constants: Mapping[str, Any]) -> int:
-        """Return up to how many rows the entry `few` runs."""
+        """Return up to how many rows the entry `few` runs on a wide card."""
         found = _FEW.search(self.text)
         rows = _size(self.name, found[1], constants).at(()) if found else 0
         return max(FEW, min(MOST_FEW, rows))

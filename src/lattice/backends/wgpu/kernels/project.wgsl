@@ -4,11 +4,11 @@
 // `few`: x, normalised, is brought into workgroup memory once for eight teams of 32 threads; a team takes one row, two (a
 // gated pair) or four (of a matrix of many), a thread a block of each at a time.
 // `main`: tiles of 128 tokens by 64 rows, 16 columns at a time, through workgroup memory; a thread makes 8 by 4 results.
-// Tiles of a small matrix are too few for a card: 6 of 384 rows, however few the tokens. `few` then reads it again for
-// every token, from the card's cache.
+// Tiles of a small matrix are too few for a wide card: 6 of 384 rows, however few the tokens. `few` then reads it again
+// for every token; workgroups side by side take tokens, so that the card's cache gives them the same rows.
 // The root mean square of a row multiplies its results: it is known when they are, and x is read once.
 
-// workgroups few: ceil(weight_some / 8 / weight_each), 1, x_count
+// workgroups few: x_count, ceil(weight_some / 8 / weight_each)
 // workgroups: ceil(x_count / 128), ceil(weight_some / 64)
 // few: ceil(80000 / weight_some)
 
@@ -318,9 +318,9 @@ fn moments(token: u32, thread: u32) -> vec2<f32> {
 
 @compute @workgroup_size(256)
 fn few(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let token = group.z;
+    let token = group.x;
     let lane = thread % LANES;
-    let first = (group.x * TEAMS + thread / LANES) * EACH;
+    let first = (group.y * TEAMS + thread / LANES) * EACH;
     let last = weight_some - 1u;
     let ones = vec4<f32>(1.0);
     var moment = vec2<f32>(0.0, 1.0);
