@@ -28,24 +28,34 @@ from lattice.quant import quantize
 source, folder, kills, calibrate = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 draw = random.Random(0)
 
-def child(out):
-    pid = os.fork()  # the parent computes nothing, so that it has no threads to lose
+def begun(out):
+    # a process that tells a byte for each tensor it begins; the parent computes nothing: it has no threads to lose
+    told, tell = os.pipe()
+    pid = os.fork()
     if not pid:
-        quantize(source, out, to="q4", calibrate=calibrate or None, gate=False)
+        quantize(source, out, to="q4", calibrate=calibrate or None, gate=False, progress=lambda *_: os.write(tell, b"."))
         os._exit(0)
-    return pid
+    os.close(tell)
+    return pid, open(told, "rb", buffering=0)
 
 begin = time.monotonic()
-assert os.waitpid(child(folder / "whole"), 0)[1] == 0
+pid, told = begun(folder / "whole")
+tensors = len(told.read())  # until it ends
+assert os.waitpid(pid, 0)[1] == 0
 spent = time.monotonic() - begin
 wanted = {path.name: path.read_bytes() for path in (folder / "whole").iterdir()}
 made = killed = kept = 0
 while killed < kills or (folder / f"{made}.part").exists():
     out = folder / str(made)
-    pid = child(out)
-    if killed < kills:
-        time.sleep(draw.uniform(0.1, 0.7) * spent)
+    pid, told = begun(out)
+    last = draw.randrange(tensors // 2) if killed < kills else tensors + 1
+    count = 0
+    while count < last and told.read(1):  # by what is done and not by the clock: a machine may be busy
+        count += 1
+    if count == last:
+        time.sleep(draw.uniform(0, 1) * spent / tensors)
         os.kill(pid, signal.SIGKILL)
+    told.close()
     died = os.waitpid(pid, 0)[1] == signal.SIGKILL
     killed += died
     journal = folder / f"{made}.part" / "journal.jsonl"
