@@ -33,7 +33,8 @@ def begun(out):
     told, tell = os.pipe()
     pid = os.fork()
     if not pid:
-        quantize(source, out, to="q4", calibrate=calibrate or None, gate=False, progress=lambda *_: os.write(tell, b"."))
+        begins = lambda *_: os.write(tell, b".")
+        quantize(source, out, to="q4", calibrate=calibrate or None, gate=False, progress=begins)
         os._exit(0)
     os.close(tell)
     return pid, open(told, "rb", buffering=0)
