@@ -49,13 +49,11 @@ made = killed = kept = 0
 while killed < kills or (folder / f"{made}.part").exists():
     out = folder / str(made)
     pid, told = begun(out)
-    last = draw.randrange(tensors // 2) if killed < kills else tensors + 1
-    count = 0
-    while count < last and told.read(1):  # by what is done and not by the clock: a machine may be busy
-        count += 1
-    if count == last:
+    # After so many tensors, and not by the clock: a machine may be busy.
+    if killed < kills and all(told.read(1) for _ in range(draw.randrange(tensors // 2))):
         time.sleep(draw.uniform(0, 1) * spent / tensors)
         os.kill(pid, signal.SIGKILL)
+    told.read()  # until it ends
     told.close()
     died = os.waitpid(pid, 0)[1] == signal.SIGKILL
     killed += died

@@ -22,7 +22,7 @@ from lattice.backends._inputs import COUNTS, fields, write
 from lattice.backends.wgpu.device import ALIGNMENT, Device, Range, guarded
 from lattice.backends.wgpu.native import Command, replay
 from lattice.backends.wgpu.products import stacks
-from lattice.backends.wgpu.shader import FEW, FEW_STAGES, MANY_STAGES, Binding, Pipelines, Size, Source, source
+from lattice.backends.wgpu.shader import FEW_STAGES, MANY_STAGES, Binding, Pipelines, Size, Source, source
 from lattice.backends.wgpu.submit import Recorder
 from lattice.backends.wgpu.weights import Part, Placed, WgpuWeights
 from lattice.dtypes import BY_NAME
@@ -214,7 +214,7 @@ class WgpuPlan(Plan):
                     for entry in kernel.grids
                 }
                 many, few = (tuple(made[e] for e in stages if e in made) for stages in (MANY_STAGES, FEW_STAGES))
-                yield Dispatch(node, group, many, few, kernel.few(constants) if self.device.wide else FEW)
+                yield Dispatch(node, group, many, few, kernel.most(constants, wide=self.device.wide))
 
     def _parts(self, node: Node) -> Iterator[tuple[Named, Mapping[str, Part]]]:
         """Yield what each dispatch of a node reads: everything, or rows of the weight that is cut."""

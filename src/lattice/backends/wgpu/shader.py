@@ -48,9 +48,7 @@ SHARED = {
     "linear": "project",
 }  # ops that have another's kernel
 _BINDING = re.compile(r"@group\(0\) @binding\((\d+)\) var<storage, (read|read_write)> (\w+)")
-_GRID = re.compile(r"^// workgroups(?: (\w+))?: (.+)$", re.M)
-_FEW = re.compile(r"^// few: (.+)$", re.M)
-_SCRATCH = re.compile(r"^// scratch: (.+)$", re.M)
+_LINE = re.compile(r"^// (workgroups(?: \w+)?|few|scratch): (.+)$", re.M)
 _TERM = re.compile(r"(?:ceil\()?([\w* ]+?)(?: / (\w+)(?: / (\w+))?\))?$")
 
 
@@ -84,12 +82,19 @@ class Source:
     name: str
     text: str
     bindings: tuple[Binding, ...]
-    grids: Mapping[str, str]  # by entry
+    lines: Mapping[str, str]  # what it says of itself, by what stands before the colon
+
+    @cached_property
+    def grids(self) -> dict[str, str]:
+        """Return the terms of the workgroups by entry."""
+        word = "workgroups"
+        found = {what: terms for what, terms in self.lines.items() if what.startswith(word)}
+        return {what.removeprefix(word).strip() or "main": terms for what, terms in found.items()}
 
     def scratch(self, constants: Mapping[str, Any]) -> tuple[Size, ...]:
         """Return the words of scratch memory that the kernel asks for, which are added up; none where it has none."""
-        found = _SCRATCH.search(self.text)
-        return tuple(_size(self.name, term.strip(), constants) for term in found[1].split("+")) if found else ()
+        terms = self.lines["scratch"].split("+") if "scratch" in self.lines else []
+        return tuple(_size(self.name, term.strip(), constants) for term in terms)
 
     def mentions(self, name: str) -> bool:
         """Return whether the file uses a name."""
@@ -103,11 +108,11 @@ class Source:
         """Return the workgroups in x, y and z."""
         return tuple(_size(self.name, term.strip(), constants) for term in self.grids[entry].split(","))
 
-    def few(self, constants: Mapping[str, Any]) -> int:
-        """Return up to how many rows the entry `few` runs on a wide card."""
-        found = _FEW.search(self.text)
-        rows = _size(self.name, found[1], constants).at(()) if found else 0
-        return max(FEW, min(MOST_FEW, rows))
+    def most(self, constants: Mapping[str, Any], *, wide: bool) -> int:
+        """Return up to how many rows the entry `few` runs on a card."""
+        if not wide or "few" not in self.lines:
+            return FEW
+        return max(FEW, min(MOST_FEW, _size(self.name, self.lines["few"], constants).at(())))
 
 
 def _size(where: str, term: str, constants: Mapping[str, Any]) -> Size:
@@ -141,7 +146,7 @@ def source(name: str) -> Source:
     name = SHARED.get(name, name)
     text = (files("lattice.backends.wgpu") / "kernels" / f"{name}.wgsl").read_text(encoding="utf-8")
     bindings = tuple(Binding(int(n), which, mode == "read_write") for n, mode, which in _BINDING.findall(text))
-    return Source(name, text, bindings, {entry or "main": terms for entry, terms in _GRID.findall(text)})
+    return Source(name, text, bindings, dict(_LINE.findall(text)))
 
 
 def prelude(kernel: Source, constants: Mapping[str, Any]) -> str:
